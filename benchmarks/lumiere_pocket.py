@@ -64,6 +64,7 @@ class Options:
     evidence: Path
     threads: int | None
     backward: bool
+    only: str
 
 
 def main() -> None:
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--evidence", type=Path, default=HERE.parent / "docs" / "evidence")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--backward", action="store_true", help="rival: the last batches first, beside another run")
+    parser.add_argument("--only", default=",".join(APPLICATIONS), help="applications: some of them; others are kept")
     options = Options(**vars(parser.parse_args()))
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -314,11 +316,14 @@ def border_ratio(video_CTHW: Tensor, overlap: int) -> float:
 def applications(options: Options) -> None:
     """Prompts alone, given pixels, cinemagraphs, styles: whether what is given is kept, and the oracle's verdicts."""
     prompts, base = unseen(options.prompts or 16, options.seed), load(BASE)
-    result, folder = {}, options.out / "inputs"
+    folder, path = options.out / "inputs", options.evidence / "lumiere-applications.json"
+    keys = {"weights": base.system.weights.hash, "seed": options.seed, "prompts": len(prompts)}
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    result = earlier["applications"] if {**earlier, "applications": None} == {**keys, "applications": None} else {}
     folder.mkdir(exist_ok=True)
     fps = float(Sampling.of(base.system).request.fps or 0)
-    for name, make in APPLICATIONS.items():
-        rows, shown = [], []
+    for name in options.only.split(","):
+        make, rows, shown = APPLICATIONS[name], [], []
         for number, prompt in enumerate(prompts):
             seed = options.seed + number
             real = rendered(prompt, seed, FRAMES, fps)
@@ -336,10 +341,7 @@ def applications(options: Options) -> None:
         sheet(shown, options.evidence / f"lumiere-{name}.png")
         result[name] = summary(rows)
         print(f"{name}: {json.dumps(result[name])}", flush=True)
-    write(
-        options.evidence / "lumiere-applications.json",
-        {"weights": base.system.weights.hash, "seed": options.seed, "prompts": len(prompts), "applications": result},
-    )
+        write(path, {**keys, "applications": result})
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -144,6 +144,20 @@ def test_a_style_of_alpha_0_and_1_is_either_model_and_goes_out_again_exactly(mod
     assert torch.equal(other.generate("a red ball", seed=1).video, half)
 
 
+def test_a_style_may_have_some_layers_alone(model, tmp_path):
+    some = ("unet.conv_in.", "unet.up_blocks.2.")
+    style = {name: x for name, x in style_file(model, tmp_path / "whole.safetensors").items() if name.startswith(some)}
+    files.write_tensors(tmp_path / "style.safetensors", style, {"format": "pt"})
+    styled = model.generate("a red ball", seed=1, extra={"style": "style.safetensors"}).video
+    before = dict(model.system.model.state_dict())
+    other = stirred(load("lumiere", preset="tiny"))
+    other.system.model.load_state_dict(before | style)
+    assert torch.equal(other.generate("a red ball", seed=1).video, styled)
+    files.write_tensors(tmp_path / "odd.safetensors", {**style, "unet.conv_in.bias": torch.zeros(3)}, {"format": "pt"})
+    with pytest.raises(BadRequest, match="expected an image model"):
+        model.generate("a red ball", extra={"style": "odd.safetensors"})
+
+
 @pytest.mark.parametrize(
     ("extra", "fault"),
     [

@@ -23,7 +23,7 @@ from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary, rows
 from kinema.events import OnEvent
 from kinema.families.lumiere.config import Config
-from kinema.families.lumiere.image_files import native, open_image
+from kinema.families.lumiere.image_files import is_part, open_image, style_of
 from kinema.families.lumiere.layout import lattice
 from kinema.families.lumiere.model import Lumiere, of_new_layer
 from kinema.families.lumiere.unet import SpaceTimeUNet
@@ -208,7 +208,8 @@ def check_style(config: Config, request: Request) -> None:
         raise BadRequest(f"there is no file or folder {quoted(style)} to take a style from; expected an image model")
     source = Source(_style_path(style))
     with naming_faults(str(source.path)):
-        open_image(config, source)
+        if not is_part(config, source):
+            open_image(config, source)
 
 
 def _style_path(style: str) -> Path:
@@ -225,11 +226,11 @@ def styled(system: OpenedModel, request: Request) -> SpaceTimeUNet | None:
     config, own = cast(Config, system.config), cast(Lumiere, system.model).unet
     source = Source(_style_path(str(request.extra["style"])))
     with naming_faults(str(source.path)):
-        found = open_image(config, source)
-        named = native(found.config, source.tensors(found.parts))
-    style = {name.removeprefix("unet."): x for name, x in named.items() if name.startswith("unet.")}
+        style, whole = style_of(config, source), not is_part(config, source)
     alpha, weights = float(request.extra.get("style_alpha", 1.0)), dict(own.state_dict(keep_vars=True))
     for name, weight in own.image_parameters():
+        if name not in style and not whole:
+            continue
         if name not in style or style[name].shape != weight.shape:
             raise BadRequest(f"{source.path} is not of this model's kind: {name} is missing or of another size")
         if weight.is_meta:

@@ -74,6 +74,28 @@ def native(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
+def style_of(config: Config, source: Source) -> dict[str, Tensor]:
+    """The U-Net's weights in a style: a whole image model, or some layers of one under the network's own names.
+
+    Tensors are memory-mapped. Raises BadRequest for another file.
+    """
+    if is_part(config, source):
+        tensors = source.tensors(())
+    else:
+        found = open_image(config, source)
+        tensors = native(found.config, source.tensors(found.parts))
+    return {name.removeprefix("unet."): x for name, x in tensors.items() if name.startswith("unet.")}
+
+
+def is_part(config: Config, source: Source) -> bool:
+    """Whether a file has layers of this model's U-Net and nothing else, as a style of the pocket image model has."""
+    with on_meta():
+        expected = {name: tuple(x.shape) for name, x in Lumiere(config).state_dict().items() if not of_new_layer(name)}
+    header = {name: shape for name, (shape, _) in source.header.items()}
+    layers = {name for name in header if name.startswith("unet.")}
+    return layers == header.keys() != set() and all(expected.get(name) == header[name] for name in layers)
+
+
 def check_complete(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises FileFault for a tensor of the image part that is missing or of another shape: it would stay random."""
     with on_meta():
