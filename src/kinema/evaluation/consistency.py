@@ -91,7 +91,7 @@ def _judge(video_CTHW: Tensor, prompt: str) -> _Frames | None:
     similarities = _similarities(found)
     best = np.maximum(similarities.max(axis=1), 1e-6)
     return _Frames(
-        cut=cut,
+        cut=np.asarray(cut),
         whole=clear & large,
         colour=np.array([name == meaning.colour for name in found.colour_T]),
         shape=similarities[:, GLYPHS.index(meaning.letter or meaning.shape)] >= _SIMILAR * best,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kinema.data.playroom import parse
 from kinema.evaluation.objects import find_objects
@@ -20,8 +21,7 @@ from kinema.values import quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kinema.evaluation.outline import Floats
-
+Floats = NDArray[np.float64]
 MISSING = 0.25
 """Distance of a frame without the object, in shorter sides."""
 TAU = 2 * np.pi
@@ -41,11 +41,13 @@ def trajectory_error(video_CTHW: Tensor, prompt: str, fps: float) -> float:
     meaning = parse(prompt)
     if meaning is None or meaning.motion not in PERIODS:
         raise BadRequest(f"prompt {quoted(prompt)} names no periodic motion; expected {', '.join(PERIODS)}")
-    pixels: Floats = ((video_CTHW.detach().float().cpu() + 1) / 2).clamp(0, 1).numpy()
+    pixels = ((video_CTHW.detach().float().cpu() + 1) / 2).clamp(0, 1).numpy()
     frames, height, width = pixels.shape[1:]
     tracks = find_objects(pixels)
     track = next((each for each in tracks if each.colour == meaning.colour), tracks[0] if tracks else None)
-    centres = np.full((frames, 2), np.nan) if track is None else centroids_and_radii(track.cover_THW)[0]
+    centres = np.full((frames, 2), np.nan)
+    if track is not None:
+        centres[:] = centroids_and_radii(track.cover_THW)[0]
     found = np.isfinite(centres[:, 0])
     if found.sum() < 3:
         return MISSING

@@ -86,7 +86,7 @@ class SpaceTimeUNet(nn.Module):
         build, last = BlockBuilder(config), len(channels) - 1
         downs = (Downsample(width) if i < last else None for i, width in enumerate(channels))
         self.down_blocks = nn.ModuleList(UNetLevel(*build.down(i), down=down) for i, down in enumerate(downs))
-        self.mid_block = UNetLevel(*build.middle())
+        self.mid_block: UNetLevel[BlockInputs] = UNetLevel(*build.middle())
         self.up_blocks = nn.ModuleList(
             UNetLevel(*build.up(i), up=Upsample(channels[i]) if i else None) for i in reversed(range(len(channels)))
         )
@@ -102,9 +102,10 @@ class SpaceTimeUNet(nn.Module):
         # A super-resolution model adds its detail to the small clip, which it is at first.
         small = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1, bias=False)
         detail = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
-        for parameter in (small.weight, detail.weight, detail.bias):
+        for parameter in (*small.parameters(), *detail.parameters()):
             nn.init.zeros_(parameter)
-        self.conv_small, self.conv_detail = (small, detail) if config.enlarges > 1 else (None, None)
+        self.conv_small = small if config.enlarges > 1 else None
+        self.conv_detail = detail if config.enlarges > 1 else None
 
     def forward(
         self,
