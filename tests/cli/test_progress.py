@@ -110,6 +110,21 @@ def test_the_remaining_time_in_lines_is_that_of_all_stages(monkeypatch):
     assert stream.getvalue().splitlines()[-1] == "kinema: step 1/4 (55% of all stages), 45 s left"
 
 
+def test_the_next_clip_has_a_progress_of_its_own(monkeypatch):
+    again = [Phase("write"), Phase("sample"), Step(1, 2, 0.0, share=0.25)]
+    with Bar() as show:
+        for event in [*STAGES, *again]:
+            show(event)
+        assert [(task.completed, task.total, task.finished) for task in show.progress.tasks] == [(0.25, 1, False)]
+    now = iter([0, 100, 110, 120, 130, 140, 155, 200, 210, 220])
+    monkeypatch.setattr("kinema.cli.progress.time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    with Lines(stream) as show:
+        for event in [*STAGES, *again]:
+            show(event)
+    assert stream.getvalue().splitlines()[-1] == "kinema: step 1/2 (25% of all stages), 30 s left"
+
+
 def test_stdout_stays_clean_for_the_result(capsys):
     for show in (Silent(), Bar(), Lines(__import__("sys").stderr)):
         with show:

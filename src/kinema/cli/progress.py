@@ -141,6 +141,7 @@ class Lines(Silent):
             self.first = event.index - 1
         if isinstance(event, Phase):
             self.last, self.first = now, None
+            self.sampling = self.sampling and event.name != "write"  # the end of a job
             if not self.sampling:
                 self.began = now
             self._print(f"{_phase(event)} …")
@@ -187,6 +188,7 @@ class Bar(Silent):
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Phase):
+            self.sampling = self.sampling and event.name != "write"  # the end of a job
             if self.task is not None and self.sampling:
                 self.progress.update(self.task, description=_phase(event), figures="")
                 return

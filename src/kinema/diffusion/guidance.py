@@ -1,8 +1,8 @@
 """Guidance as composable wrappers: each takes denoisers and is itself a denoiser.
 
-Order from the inside out: `Guided` (with rescale), `Reconstruction`, `Thresholded`, windows, overwriting of known
-regions. Shapes: z and x0 BCTHW; held B1THW (or broadcastable), 1 where the video is given; level [B], or [B, T] per
-frame.
+Order from the inside out: `Guided` (with rescale), `CleanFrames`, `Reconstruction`, `Thresholded`, windows, overwriting
+of known regions. Shapes: z and x0 BCTHW; held B1THW (or broadcastable), 1 where the video is given; level [B], or
+[B, T] per frame.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Guidance:
     def branches(self) -> tuple[str, ...]:
         """Every branch that may contribute at some step."""
         ends = [name for each in self.differences if not _is(each.scale, 0) for name in (each.of, each.over)]
-        names = dict.fromkeys([self.base, *ends, *([self.reference] if self.channels is not None else [])])
+        names = dict.fromkeys(
+            [self.base, *ends, *([self.reference] if self.channels is not None and self.reference else [])]
+        )
         if len(self.differences) == 1 and _is(self.differences[0].scale, 1) and self.base == self.differences[0].over:
             return (self.differences[0].of,)
         return tuple(names)

@@ -18,10 +18,11 @@ from kinema.diffusion.schedules import NoiseLevel, broadcast
 from kinema.schema import BadRequest
 
 Denoiser = Callable[[Tensor, NoiseLevel], Tensor]
-"""``denoise(z_BCTHW, level) -> x0_BCTHW``; level has one entry per batch item, or per item and frame."""
+"""``denoise(z_BCTHW, level) -> x0_BCTHW``; level has one entry per batch item, or per item and frame.
 
-"""A denoiser may return further channels after those of x0 (the learned variance of `samplers.iddpm`), which the
-wrappers of x0 hand on; see `of_x0`."""
+A denoiser may return further channels after those of x0 (the learned variance of `samplers.iddpm`), which the wrappers
+of x0 hand on; see `of_x0`.
+"""
 
 Scalings = tuple[Tensor, Tensor, Tensor]
 Weighting = Callable[[NoiseLevel], Tensor] | None

@@ -164,7 +164,7 @@ def training_split(model: str) -> str | None:
     for name in (model, *registry.DEFAULT_ADD_ONS.get(model, {}).values()):
         runs = next(each for each in shipped if name in each.files).towards(name)
         splits |= {str(run.options["split"]) for run in runs.values() if "split" in run.options}
-    return max(splits, key=len)
+    return max(splits, key=("train", "train-v1", "all").index)
 
 
 def plain_name(model: str) -> str:

@@ -77,7 +77,7 @@ def _errors(motion: str, seconds_N: Floats, place_N2: Floats, periods: Floats, p
     angle_PFN = TAU * (seconds_N / periods[:, None, None] + phases[:, None])
     shapes = [shape(angle_PFN) for shape in _SHAPES[motion]]
     place_N2 = place_N2.copy()
-    if motion == "bounces":  # they drift a little to one side
+    if motion == "bounces":  # they drift to one side, at a steady speed that is not judged
         place_N2[:, 0] -= np.polyval(np.polyfit(seconds_N, place_N2[:, 0], 1), seconds_N)
     centred = place_N2 - place_N2.mean(0)
     errors = []

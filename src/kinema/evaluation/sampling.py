@@ -19,7 +19,7 @@ from kinema.data import playroom
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.events import OnEvent, ignore
-from kinema.schema import Request
+from kinema.schema import BadRequest, Request
 from kinema.settle import with_defaults
 from kinema.system import Conditions, System
 
@@ -75,6 +75,8 @@ class _BatchedPrompts(System):
         condition = self.family.sampling.condition
         items = zip(words, self._each(request), canvas.items(), strict=True)
         each = [condition(self, own, item_request, item, on_event) for own, item_request, item in items]
+        if any(one.regions is not None for one in each):
+            raise BadRequest(f"{self.name} holds given frames in its own way, one clip at a time: use --batch 1")
         given = [one.given for one in each if one.given is not None]
         together = (torch.cat([z for z, _ in given]), torch.cat([mask for _, mask in given])) if given else None
         branches = {name: self._join([one.branches[name] for one in each]) for name in each[0].branches}

@@ -198,7 +198,7 @@ class Sampling(Protocol):
         """
 
     def settled(self, config: Any, request: Request) -> Request:  # noqa: ARG002
-        """Return the request with the fields that the family's options stand for (a number of loops: ``frames``).
+        """Return the request with the fields that the family's options imply (``frames`` for a number of loops).
 
         Called before defaults are filled in, and again for a settled request, which it must not change.
         """
@@ -213,7 +213,7 @@ class Sampling(Protocol):
 
     def read_prompts(self, config: Any, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:  # noqa: ARG002
         """Return (prompt, options of ``extra``) for each clip of a file of prompts in the family's own format."""
-        raise BadRequest("this model has no files of prompts; Open-Sora 1.1 to 1.3 have")
+        raise BadRequest("this model does not read prompt files; Open-Sora 1.1 to 1.3 do")
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """Return the files and folders named in ``extra``; the recipe records their hashes."""

@@ -180,12 +180,10 @@ def presets() -> Mapping[str, Config]:
         "tiny-sr": _enlarging(tiny, 32),
         "pocket": pocket,
         "pocket-sr": _enlarging(pocket, 128),
-        # What Lumiere was written against: keyframes first, then the frames between them, window by window. Neither
-        # halves the frames, and both together have 1.11 times as many new parameters as `pocket`.
+        # The cascade that Lumiere argues against: keyframes first, then the frames between them, window by window.
+        # Neither halves the frames, and both together have 1.11 times as many new parameters as `pocket`.
         "pocket-keyframes": replace(pocket, frames=9, longest=9, fps=1.5, resamples=False, temporal_layers=1),
-        "pocket-between": replace(
-            pocket, frames=5, longest=5, resamples=False, temporal_layers=1, guidance=1.0, overlap=1
-        ),
+        "pocket-between": replace(pocket, frames=5, longest=5, resamples=False, temporal_layers=1, overlap=1),
         "sd15": SD15,
         "base-128px": BASE,
     }

@@ -33,6 +33,8 @@ class LumiereTraining:
         low: Lora | None,  # noqa: ARG002
     ) -> Mapping[str, Mapping[str, Tensor]]:
         """The new layers, for the slot ``temporal``, or as a model to which the image model is added."""
+        if not any(name.startswith("unet.temporal.") for name in tensors):
+            return {}  # with ``--only given``, most of them are not in training
         return {"temporal": {name: x for name, x in tensors.items() if of_new_layer(name)}}
 
     def frozen(self, model: nn.Module) -> Mapping[str, Tensor]:  # noqa: ARG002

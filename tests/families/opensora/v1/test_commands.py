@@ -111,4 +111,4 @@ def test_other_models_have_no_prompt_files(tmp_path: Path, capsys: pytest.Captur
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a ball")
     assert main(["generate", "--prompts", str(prompts), "--model", "opensora/tiny", "--quiet"]) == 2
-    assert "this model has no files of prompts" in capsys.readouterr().err
+    assert "this model does not read prompt files" in capsys.readouterr().err
