@@ -81,10 +81,10 @@ def generate(
         effort, done = shares(works), 0.0
         for number, work in enumerate(works):
             work = _after(work, videos, hear)  # noqa: PLW2901
-            told = over_stages(with_previews(hear, work, previews), done, effort[number])
+            report = over_stages(with_previews(hear, work, previews), done, effort[number])
             done += effort[number]
             try:
-                video = _run_stage(work, noises, latents_of, told)
+                video = _run_stage(work, noises, latents_of, report)
             except Cancelled as cancelled:
                 small = _small(videos, works, record) if cancelled.keep_partial and "base" in videos else None
                 raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record), small=small) from None

@@ -55,7 +55,7 @@ class FrameGrid:
 
     @property
     def pads(self) -> bool:
-        """Whether several frame counts have the same number of latent frames, so that decoding must be told which."""
+        """Whether several frame counts have the same number of latent frames, so that decoding needs to know which."""
         return self.causal and self.run is not None and not self.shared
 
     def ceil(self, frames: int) -> int:

@@ -20,7 +20,7 @@ from kinema.events import Note, OnEvent, ignore
 from kinema.media.fitting import fit
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
 from kinema.schema import BadRequest, Request
-from kinema.settle import block_frames, rolls_out
+from kinema.settle import block_frames, own_blocks, rolls_out
 from kinema.spans import later, spans_of
 from kinema.stages import ReplayedStage, SettledStage, StageName, Upscaling, replayed, stages_of
 from kinema.system import System
@@ -364,7 +364,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     ``overlap``, or what the family's options say, and the last ends with the clip.
     """
     total, honours = request.shape.frames, system.family.sampling.honours
-    own = system.family.sampling.blocks(system.config, request)
+    own = own_blocks(system, request)
     if own is not None:
         return list(range(0, total - own[1], length - own[1]))
     if request.honour == "continuation" and request.overlap not in (None, 1):

@@ -91,7 +91,8 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
     own, lattice = system.family.sampling.defaults(system.config), system.lattice
     for note in system.notes:
         on_event(Note(note))
-    request = system.family.sampling.settled(system.config, sized(system, request))
+    request = sized(system, request)
+    request = request if own.series is None else own.series.settled(request)
 
     def snapped(what: str, asked: int, value: int) -> int:
         if asked != value:
@@ -162,8 +163,14 @@ def rolls_out(system: System, request: Request) -> bool:
 
 def block_frames(system: System, request: Request) -> int | None:
     """The frames of a block: those of the family's options, or the model's limit; None if there is neither."""
-    own = system.family.sampling.blocks(system.config, request)
+    own = own_blocks(system, request)
     return system.lattice.max_frames if own is None else own[0]
+
+
+def own_blocks(system: System, request: Request) -> tuple[int, int] | None:
+    """The frames of a block and those that it shares with the one before, where the family's options say so."""
+    series = system.family.sampling.defaults(system.config).series
+    return None if series is None else series.blocks(request)
 
 
 def check_length(request: Request) -> None:

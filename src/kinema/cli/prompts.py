@@ -79,7 +79,10 @@ def requests_of(system: System, path: Path, given: Mapping[str, Any]) -> list[Re
     from kinema.settle import settle
 
     requests = []
-    prompts = system.family.sampling.read_prompts(system.config, path)
+    series = system.family.sampling.defaults(system.config).series
+    if series is None:
+        raise BadRequest("this model does not read prompt files; Open-Sora 1.1 to 1.3 do")
+    prompts = series.read_prompts(path)
     for number, (prompt, options) in enumerate(prompts, 1):
         extra = given.get("extra", {})
         if both := sorted(set(extra) & set(options)):

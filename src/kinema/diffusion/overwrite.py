@@ -38,8 +38,8 @@ class KnownRegion:
     Its noise is "fresh" in every state, ``q(z_s | content)``; "posterior", ``q(z_s | content, z_t)`` given the previous
     state (the two replacement methods of VDM, section 3.1); or "fixed", one sample for all states (SDEdit,
     Time-to-Move). A "clean" region has no noise while it is held, and fresh noise in the state of its release
-    (Open-Sora 1.2's edit). A "lagging" region is like it, but the network is told that it is clean in that state too
-    (Open-Sora 1.1's). A region with noise "none" has none in any state, and the network is not told (references with
+    (Open-Sora 1.2's edit). A "lagging" region is like it, but the network takes it for clean in that state too
+    (Open-Sora 1.1's). A region with noise "none" has none in any state, and the network does not know (references with
     Open-Sora's edit ratio 1 stand in the place of the initial noise).
     """
 
@@ -91,7 +91,7 @@ class Overwrite:
         return self._frames(lambda piece, behind: behind < 0 or self._stays(piece), level)
 
     def told_clean(self, level: NoiseLevel) -> Tensor:
-        """Return which frames a network is told are clean: those of `clean`, and "lagging" ones upon their release."""
+        """Return which frames a network takes for clean: those of `clean`, and "lagging" ones upon their release."""
         return self._frames(
             lambda piece, behind: behind < 0 or self._stays(piece) or (behind == 0 and piece.noise == "lagging"), level
         )
@@ -156,22 +156,22 @@ class CleanFrames:
     """A denoiser of models that take conditioning frames clean, at the clean level (alpha 1, sigma 0).
 
     ``held`` [B, T] (B may be 1) is True for those frames, or a function of the level that returns it
-    (`Overwrite.clean`). z must hold them clean (`KnownRegion` with "clean" noise); x0 copies them from z. ``told``
-    (`Overwrite.told_clean`) are the frames that the network is told are clean; None: those that are. The wrapped
+    (`Overwrite.clean`). z must hold them clean (`KnownRegion` with "clean" noise); x0 copies them from z. ``shown``
+    (`Overwrite.told_clean`) are the frames that the network takes for clean; None: those that are. The wrapped
     denoiser always gets a level per frame, [B, T], whose ``state`` is the level of z. Open-Sora 1.1 to 1.3 and Wan's
     TI2V-5B are such models.
     """
 
     denoise: Denoiser
     held: Tensor | Callable[[NoiseLevel], Tensor]
-    told: Callable[[NoiseLevel], Tensor] | None = None
+    shown: Callable[[NoiseLevel], Tensor] | None = None
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
         held = self._each(self.held(level) if callable(self.held) else self.held, z)
-        told = held if self.told is None else self._each(self.told(level), z)
+        shown = held if self.shown is None else self._each(self.shown(level), z)
         alpha, sigma = (each.reshape(len(each), -1).expand(len(z), z.shape[2]) for each in (level.alpha, level.sigma))
-        told = told.to(level.alpha.device)
-        output = self.denoise(z, NoiseLevel(alpha.masked_fill(told, 1), sigma.masked_fill(told, 0), state=level))
+        shown = shown.to(level.alpha.device)
+        output = self.denoise(z, NoiseLevel(alpha.masked_fill(shown, 1), sigma.masked_fill(shown, 0), state=level))
         # Explicit, since a network that predicts x0 need not reproduce its input.
         return of_x0(lambda x0: torch.where(broadcast(held, z) > 0, z, x0), output, z)
 

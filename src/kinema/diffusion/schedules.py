@@ -56,7 +56,7 @@ class NoiseLevel:
     alpha: Tensor
     sigma: Tensor
     state: NoiseLevel | None = field(default=None, kw_only=True)
-    """The level of z itself, [B], where alpha and sigma are what a network is told of each frame (`CleanFrames`)."""
+    """The level of z itself, [B], where alpha and sigma are what a network gets for each frame (`CleanFrames`)."""
 
     @property
     def per_frame(self) -> bool:

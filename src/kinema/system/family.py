@@ -24,7 +24,7 @@ from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
 from kinema.events import OnEvent
 from kinema.grid import Lattice
-from kinema.schema import BadRequest, Request
+from kinema.schema import Request
 from kinema.system.files import Checkpoints
 from kinema.system.training import Training
 from kinema.system.weights import Weights
@@ -37,6 +37,25 @@ class Process:
 
     schedule: Schedule
     parameterisation: Parameterisation
+
+
+class Series(Protocol):
+    """How options and prompt files of a family make a series: clips that follow each other, a clip for each prompt."""
+
+    def settled(self, request: Request) -> Request:
+        """Return the request with the fields that the family's options imply (``frames`` for a number of loops).
+
+        Called before defaults are filled in, and again for a settled request, which it must not change.
+        """
+
+    def blocks(self, request: Request) -> tuple[int, int] | None:
+        """Return the frames of a block and how many of them it shares with the one before, where options say so.
+
+        None: blocks of `Lattice.max_frames`, for clips that are longer.
+        """
+
+    def read_prompts(self, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Return (prompt, options of ``extra``) for each clip of a file of prompts in the family's own format."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,8 @@ class Defaults:
 
     None: such clips are generated block by block, unless the request sets a window.
     """
+    series: Series | None = None
+    """Loops and prompt files, for models that have them."""
     prompt_spans: bool = False
     """Whether each frame is conditioned on its own prompt; otherwise prompts change per window or block of frames."""
     clean_frames: bool = False
@@ -196,24 +217,6 @@ class Sampling(Protocol):
 
         Called before weights are loaded.
         """
-
-    def settled(self, config: Any, request: Request) -> Request:  # noqa: ARG002
-        """Return the request with the fields that the family's options imply (``frames`` for a number of loops).
-
-        Called before defaults are filled in, and again for a settled request, which it must not change.
-        """
-        return request
-
-    def blocks(self, config: Any, request: Request) -> tuple[int, int] | None:  # noqa: ARG002
-        """Return the frames of a block and how many of them it shares with the one before, where options say so.
-
-        None: blocks of `Lattice.max_frames`, for clips that are longer.
-        """
-        return None
-
-    def read_prompts(self, config: Any, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:  # noqa: ARG002
-        """Return (prompt, options of ``extra``) for each clip of a file of prompts in the family's own format."""
-        raise BadRequest("this model does not read prompt files; Open-Sora 1.1 to 1.3 do")
 
     def files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
         """Return the files and folders named in ``extra``; the recipe records their hashes."""

@@ -75,7 +75,7 @@ def open_source(
 def _identity(rendering: Playroom) -> dict[str, Any]:
     """The split and the non-default playroom settings, which a resumed run must match."""
     values = {**asdict(rendering), "without": list(rendering.without)}
-    return {name: value for name, value in values.items() if value not in (1.0, [], "")}
+    return {name: value for name, value in values.items() if value not in (1.0, 0, [], "")}
 
 
 def _latents(options: TrainOptions, system: System, folder: Path, model: nn.Module | None) -> Source:

@@ -1,13 +1,12 @@
-"""What `kinema.system.Family` asks of Open-Sora: two lines of models, told apart by the type of their config.
+"""What `kinema.system.Family` asks of Open-Sora: two lines of models, distinguished by the type of their config.
 
-2.0 is in ``v2`` and the modules beside it, 1.0 to 1.3 are in the folder ``v1``.
+2.0 is in ``v2`` and the modules next to it, 1.0 to 1.3 are in the folder ``v1``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,17 +101,8 @@ class SamplingByLine(Sampling):
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
         return line_of(config).sampling.honours(config, kind)
 
-    def settled(self, config: Config, request: Request) -> Request:
-        return line_of(config).sampling.settled(config, request)
-
-    def blocks(self, config: Config, request: Request) -> tuple[int, int] | None:
-        return line_of(config).sampling.blocks(config, request)
-
     def check(self, config: Config, request: Request) -> None:
         line_of(config).sampling.check(config, request)
-
-    def read_prompts(self, config: Config, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:
-        return line_of(config).sampling.read_prompts(config, path)
 
     def files(self, request: Request) -> tuple[str, ...]:
         return tuple(dict.fromkeys(file for line in LINES for file in line.sampling.files(request)))

@@ -360,9 +360,10 @@ def test_a_vae_beside_a_file_of_the_hub_has_its_name_there_in_the_recipe(publish
     assert [each.to_recipe()["file"] for each in system.weights.added] == ["someone/mirror/hunyuan_vae.safetensors"]
 
 
-def test_every_repository_with_terms_is_that_of_an_alias():
-    of_aliases = {"/".join(target.split("/")[:2]) for target in registry.ALIASES.values()}
-    assert registry.TERMS.keys() <= of_aliases
+def test_every_repository_with_terms_is_that_of_an_alias_or_of_a_default_add_on():
+    defaults = registry.DEFAULT_ADD_ONS
+    names = [*registry.ALIASES.values(), *defaults, *(file for each in defaults.values() for file in each.values())]
+    assert registry.TERMS.keys() <= {"/".join(name.split("/")[:2]) for name in names}
 
 
 def test_presets_keep_the_published_codec():

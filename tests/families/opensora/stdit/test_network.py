@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kinema.families.opensora.stdit import layers
 from kinema.families.opensora.stdit.config import PRESETS, V1_0, V1_1, V1_2, V1_3, STDiTConfig, tiny
-from kinema.families.opensora.stdit.inputs import Given, Told
+from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.network import STDiT, blocks, build
 from kinema.families.opensora.stdit.positions import grid_table, window_turns
 from kinema.families.opensora.stdit.windows import over_windows
@@ -27,7 +27,7 @@ Fill = Callable[[STDiTConfig], STDiT]
 Configs = dict[str, STDiTConfig]
 VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 LATER = VERSIONS[1:]
-TOLD = Told(torch.tensor([24.0, 8.0]), 56, 72)
+TOLD = About(torch.tensor([24.0, 8.0]), 56, 72)
 TIME = torch.tensor([700.0, 45.0])
 
 
@@ -45,7 +45,7 @@ HELD = torch.tensor([[False, True, True, True], [True, False, True, False]])
 
 @torch.no_grad()
 def run(network: STDiT, **more: Any) -> Tensor:
-    inputs = {"z": latents(), "time": TIME, "text": states(), "mask": MASK, "told": TOLD, **more}
+    inputs = {"z": latents(), "time": TIME, "text": states(), "mask": MASK, "about": TOLD, **more}
     positional = [inputs.pop(name) for name in ("z", "time", "text", "mask")]
     return network(*positional, **inputs)
 
@@ -90,7 +90,7 @@ def test_every_preset_has_a_tiny_one_that_runs(name: str) -> None:
         torch.randn(1, config.channels, 3, 4, 5),
         torch.tensor([9.0]),
         torch.randn(1, 2, 32),
-        told=Told(TIME[:1], 32, 40),
+        about=About(TIME[:1], 32, 40),
     )
     assert out.shape == (1, 2 * config.channels, 3, 4, 5)
 
@@ -150,7 +150,7 @@ def test_a_clip_alone_equals_itself_in_a_batch_of_other_prompts(version: str, co
             time=TIME[i : i + 1],
             text=states()[i : i + 1, :count],
             mask=None,
-            told=TOLD._replace(fps_B=TOLD.fps_B[i : i + 1]),
+            about=TOLD._replace(fps_B=TOLD.fps_B[i : i + 1]),
         )
         assert (alone - whole[i : i + 1]).abs().max() < 1e-5 * whole.abs().max()
 
@@ -305,7 +305,7 @@ def test_columns_come_before_rows_and_are_stretched_to_the_base() -> None:
 
 
 def test_the_scale_of_positions_comes_from_sizes_in_the_precision_of_weights() -> None:
-    told = Told(TIME, 427, 713)
+    told = About(TIME, 427, 713)
     assert told.scale(512, torch.float32) == math.sqrt(427 * 713) / 512
     assert told.scale(512, torch.bfloat16) == math.sqrt(428 * 712) / 512
 
@@ -321,14 +321,14 @@ def test_inputs_that_a_version_does_not_have_are_not_looked_at(configs: Configs,
     assert configs["1.3"].takes_given
     first = fill(configs["1.0"])
     assert not configs["1.0"].holds_frames
-    assert torch.equal(run(first, generated_BT=HELD, told=None), run(first))
+    assert torch.equal(run(first, generated_BT=HELD, about=None), run(first))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_gradients_flow_and_do_not_change_the_result(version: str, configs: Configs, fill: Fill) -> None:
     """To 1e-5: without gradients some steps are in place."""
     network = fill(configs[version])
-    more: dict[str, Any] = {"told": TOLD, "generated_BT": HELD, "given": Given(latents(3), ~HELD)}
+    more: dict[str, Any] = {"about": TOLD, "generated_BT": HELD, "given": Given(latents(3), ~HELD)}
     out = network(latents(), TIME, states(), MASK, **more)
     assert (out.detach() - run(network, **more)).abs().max() < 1e-5 * out.detach().abs().max()
     out.square().mean().backward()
@@ -345,9 +345,9 @@ def test_it_runs_without_values(version: str) -> None:
     with on_meta():
         network = build(config)
     z, text = torch.empty(2, config.channels, 3, 5, 6, device="meta"), torch.empty(2, 7, 32, device="meta")
-    told = Told(torch.empty(2, device="meta"), 40, 48)
+    told = About(torch.empty(2, device="meta"), 40, 48)
     with torch.no_grad():
-        out = network(z, torch.empty(2, device="meta"), text, torch.empty(2, 7, device="meta").bool(), told=told)
+        out = network(z, torch.empty(2, device="meta"), text, torch.empty(2, 7, device="meta").bool(), about=told)
     assert out.shape == (2, 2 * config.channels, 3, 5, 6)
 
 

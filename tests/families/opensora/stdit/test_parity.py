@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kinema.families.opensora.stdit import first, layers, positions, second, third
 from kinema.families.opensora.stdit.config import IMAGE_FPS, STDiTConfig
-from kinema.families.opensora.stdit.inputs import Given, Told
+from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.network import STDiT
 
 Fill = Callable[[STDiTConfig], STDiT]
@@ -34,7 +34,7 @@ def outputs(network: STDiT, told: dict[str, Tensor], name: str) -> tuple[Tensor,
     """Ours and the original's of one recorded call."""
     z, mask, more = told.get("z", told.get("even")), told["text_mask"], {}
     assert z is not None
-    about = Told(told.get("fps", torch.zeros(2)), 56, 72)
+    about = About(told.get("fps", torch.zeros(2)), 56, 72)
     if name == "full":
         mask = None
     if name == "image":
@@ -46,7 +46,7 @@ def outputs(network: STDiT, told: dict[str, Tensor], name: str) -> tuple[Tensor,
     if name == "none_given":
         more["given"] = Given(torch.zeros_like(z), torch.zeros(z.shape[0], z.shape[2], dtype=torch.bool))
     with torch.no_grad():
-        return network(z, told["time"], told["text"], mask, told=about, **more), told[f"out.{name}"]
+        return network(z, told["time"], told["text"], mask, about=about, **more), told[f"out.{name}"]
 
 
 def given(told: dict[str, Tensor]) -> Given:
@@ -78,11 +78,11 @@ def test_in_bfloat16_numbers_are_rounded_where_the_original_rounds_them(
 ) -> None:
     """In float32 1.1 and 1.2 differ by 0.1 and more: there times are rounded to 832 and 310, too."""
     told, network = recorded(version), fill.__wrapped__(configs[version])  # type: ignore[attr-defined]
-    about = Told(told["fps"], 427, 713)
+    about = About(told["fps"], 427, 713)
 
     def run() -> float:
         with torch.no_grad():
-            ours = network(told["z"], told["time"], told["text"], told["text_mask"], told=about)
+            ours = network(told["z"], told["time"], told["text"], told["text_mask"], about=about)
         return relative(ours, told["out.bf16"])
 
     exact = run()
@@ -199,7 +199,7 @@ def test_another_size_does_not(
     told = recorded(version)
     with torch.no_grad():
         ours = fill(configs[version])(
-            told["z"], told["time"], told["text"], told["text_mask"], told=Told(told["fps"], 56, 72)._replace(**about)
+            told["z"], told["time"], told["text"], told["text_mask"], about=About(told["fps"], 56, 72)._replace(**about)
         )
     assert relative(ours, told["out.text"]) > 1e-4
 

@@ -106,8 +106,8 @@ def test_networks_are_told_the_published_size_the_rate_and_the_time(models: Mode
         model.run(ask(guidance=1.0))
         model.run(ask(frames=1, guidance=1.0))
         model.run(ask(guidance=1.0, extra={"told_fps": 8}))
-    assert [float(call["told"].fps_B[0]) for call in calls[::2]] == [24, 120, 8]
-    assert {(call["told"].height, call["told"].width) for call in calls} == {(HEIGHT, WIDTH)}
+    assert [float(call["about"].fps_B[0]) for call in calls[::2]] == [24, 120, 8]
+    assert {(call["about"].height, call["about"].width) for call in calls} == {(HEIGHT, WIDTH)}
     assert [float(call["time"][0]) for call in calls[:2]] == pytest.approx([999, 0], abs=1e-3)
     assert PRESETS["v1.2"].published(240, 424) == (240, 426)
     assert PRESETS["v1.2"].sizes["240p:9:16"] == (240, 424)

@@ -226,7 +226,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("1.1", {"loop": 2, "condition_frame_edit": 0.4}, {}, "Open-Sora 1.1 has no option condition_frame_edit"),
     ("1.2", {"loop": 2}, {"overlap": 3}, "loop sets what blocks share"),
     ("1.2", {"align": 5}, {}, "align applies only with mask_strategy"),
-    ("1.2", {"keep_given": True}, {}, "Open-Sora 1.2 has no option keep_given; it is of 1.1"),
+    ("1.2", {"keep_given": True}, {}, "Open-Sora 1.2 has no option keep_given; it belongs to 1.1"),
     ("1.0", {"mask_strategy": "0"}, {}, "Open-Sora 1.0 has no option mask_strategy"),
     ("1.2", {"loop": 2}, {"prompt": "|0|a|1|b", "prompt_spans": {"9": "c"}}, "leave prompt spans"),
     ("1.1", {}, {"prompt": "|0|a|2|b"}, "has a part for loop 2; expected loops 0 to 0"),

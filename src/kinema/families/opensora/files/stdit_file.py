@@ -138,9 +138,9 @@ def _sized(header: Header, version: Version, given: Mapping[str, Any]) -> STDiTC
 def _heads(
     shape: Callable[..., Shape], version: Version, width: int, norm: str | None, given: Mapping[str, Any]
 ) -> tuple[int, tuple[int, int] | None]:
-    """Heads, and the window of 1.3: told by the norms of a head, by the rotary rates, or by config.json."""
-    told = given.get("num_heads")
-    head = shape(norm, 1)[0] if norm else width // told if isinstance(told, int) and told > 0 else 0
+    """Heads, and the window of 1.3: from the norms of a head, from the rotary rates, or from config.json."""
+    heads = given.get("num_heads")
+    head = shape(norm, 1)[0] if norm else width // heads if isinstance(heads, int) and heads > 0 else 0
     if version == "1.0":
         head = head or _HEAD
         axes = 1
@@ -168,8 +168,8 @@ def _window(given: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _told(config: STDiTConfig, given: Mapping[str, Any]) -> STDiTConfig:
     """The config with what only config.json tells. Raises `FileFault` for what the tensors contradict."""
-    for name, ours in _TOLD.items():
-        has = getattr(config, ours)
+    for name, field in _TOLD.items():
+        has = getattr(config, field)
         if name in given and given[name] != has:
             raise FileFault(f"has the {name} {quoted(given[name])} in its config; its tensors have {has}")
     if given.get("kernel_size") is not None and config.version == "1.3" and config.window is None:

@@ -3,7 +3,7 @@
 1.0 and 1.1 are IDDPM: a thousand linear betas, the network predicts eps and the variance, sampled in a hundred respaced
 steps (`SPACING`) with `samplers.iddpm`. 1.2 and 1.3 are rectified flows, shifted by the frame's area and the number of
 frames, whose network predicts ``x0 - eps``. In all but 1.0 a frame may be held clean, and be released where its edit
-ratio says; the network is then told which frames are generated, [B, T].
+ratio says; the network then gets which frames are generated, [B, T].
 
 Letters: B clips, C latent channels, T H W latent frames, rows and columns. Original: opensora/schedulers.
 """
@@ -110,7 +110,7 @@ def iddpm_denoiser(network: Network, *, variance: bool) -> Denoiser:
 
 
 def _seen(level: NoiseLevel) -> tuple[NoiseLevel, Tensor | None]:
-    """The level of z, [B], and which frames the network is told are generated, [B, T].
+    """The level of z, [B], and which frames are generated, for the network, [B, T].
 
     x0 is computed at z's level in every frame, so that guidance sees predictions; `CleanFrames` then puts in its own.
     """
@@ -154,8 +154,8 @@ def flow_release(edit: float, levels: NoiseLevel) -> int:
 
     ``time`` is the shifted one. It is the last state, in which the frame stays as given, if no step comes so late.
     """
-    told = TIMESTEPS * (levels.sigma / (levels.alpha + levels.sigma)).float()  # compared in float32, as published
-    joined = (TIMESTEPS * torch.tensor(edit, dtype=torch.float32) >= told).nonzero()
+    times = TIMESTEPS * (levels.sigma / (levels.alpha + levels.sigma)).float()  # compared in float32, as published
+    joined = (TIMESTEPS * torch.tensor(edit, dtype=torch.float32) >= times).nonzero()
     return int(joined[0])
 
 

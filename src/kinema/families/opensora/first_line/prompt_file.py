@@ -61,30 +61,30 @@ def parsed(line: str, version: str = "1.2", where: str = "the prompt") -> Prompt
     begins = BEGINS["1.1" if version == "1.1" else "1.2"].search(line)
     if begins is None:
         return Prompt(line.strip())
-    told = _told(line[begins.start() :], where)
-    references = tuple(told.get("reference_path", "").split(";")) if told.get("reference_path") else ()
+    found = _object(line[begins.start() :], where)
+    references = tuple(found.get("reference_path", "").split(";")) if found.get("reference_path") else ()
     if "" in references:
         raise BadRequest(f"{where} has an empty path in its reference_path; expected paths joined by ;")
     try:
-        strategy = masks.parse(told.get("mask_strategy"))
+        strategy = masks.parse(found.get("mask_strategy"))
     except BadRequest as error:
         raise BadRequest(f"{where}: {error}") from None
     return Prompt(line[: begins.start()].strip(), references, strategy)
 
 
-def _told(text: str, where: str) -> dict[str, str]:
+def _object(text: str, where: str) -> dict[str, str]:
     try:
-        told: Any = json.loads(text)
+        found: Any = json.loads(text)
     except (ValueError, RecursionError):
         raise BadRequest(f"{where} has {quoted(text)} after its text, which is not JSON; {OBJECT}") from None
-    if not isinstance(told, dict):
+    if not isinstance(found, dict):
         raise BadRequest(f"{where} ends with {quoted(text)}; {OBJECT}")
-    for key, value in told.items():
+    for key, value in found.items():
         if key not in KEYS:
             raise BadRequest(f"{where} has the key {quoted(key)}; expected {' or '.join(KEYS)}")
         if not isinstance(value, str | None):
             raise BadRequest(f"{where} has {quoted(value)} for its {key}; expected text")
-    return told
+    return found
 
 
 # -------------------------------------------------------------------------------- prompts per loop

@@ -13,7 +13,7 @@ Version = Literal["1.0", "1.1", "1.2", "1.3"]
 PATCH = 2
 """Latent cells along a side of a token, in every version; a token is of one frame."""
 IMAGE_FPS = 120.0
-"""What 1.1 to 1.3 are told as the frame rate of a lone image."""
+"""The frame rate that 1.1 to 1.3 get for a lone image."""
 _ONLY: dict[str, tuple[Version, ...]] = {
     "space_scale": ("1.0",),
     "time_scale": ("1.0",),

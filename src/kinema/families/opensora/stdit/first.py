@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kinema.families.opensora.mmdit import modulated
 from kinema.families.opensora.stdit import layers
 from kinema.families.opensora.stdit.config import STDiTConfig
-from kinema.families.opensora.stdit.inputs import Given, Told
+from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Words
 from kinema.families.opensora.stdit.positions import grid_table, waves
 
@@ -69,11 +69,11 @@ class FirstSTDiT(nn.Module):
         text_BMF: Tensor,
         text_mask_BM: Tensor | None = None,
         *,
-        told: Told | None = None,  # noqa: ARG002
+        about: About | None = None,  # noqa: ARG002
         generated_BT: Tensor | None = None,  # noqa: ARG002
         given: Given | None = None,  # noqa: ARG002
     ) -> Tensor:
-        """Noise and variance B×2C×T×H×W at ``time_B`` in [0, 1000); ``told``, ``generated_BT`` and ``given`` are for
+        """Noise and variance B×2C×T×H×W at ``time_B`` in [0, 1000); ``about``, ``generated_BT`` and ``given`` are for
         later versions."""
         x_BTHWD = self.x_embedder(z_BCTHW)
         frames, grid = x_BTHWD.shape[1], (x_BTHWD.shape[2], x_BTHWD.shape[3])

@@ -1,6 +1,6 @@
 """What every STDiT is called with, besides latents, time and text.
 
-``network(z, time, text, text_mask, told=…, generated=…, given=…)`` is the same for the four versions; an input that a
+``network(z, time, text, text_mask, about=…, generated=…, given=…)`` is the same for the four versions; an input that a
 version does not have is not looked at (`STDiTConfig.holds_frames` and `takes_given` tell).
 
 Letters: B batch, C latent channels, T H W latent frames, rows and columns.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 
-class Told(NamedTuple):
-    """What a network is told of its clips, which share a size. 1.0 uses nothing of it, 1.2 and 1.3 not the ratio."""
+class About(NamedTuple):
+    """What a network knows of its clips, which share a size. 1.0 uses nothing of it, 1.2 and 1.3 not the ratio."""
 
     fps_B: Tensor
     """Frames a second; `config.IMAGE_FPS` of a lone image."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kinema.families.opensora.mmdit import modulated
 from kinema.families.opensora.stdit import layers
 from kinema.families.opensora.stdit.config import STDiTConfig
-from kinema.families.opensora.stdit.inputs import Given, Told
+from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Words
 from kinema.families.opensora.stdit.positions import Rotary, Turns, grid_table, time_turns
 
@@ -77,7 +77,7 @@ class SecondSTDiT(nn.Module):
         text_BMF: Tensor,
         text_mask_BM: Tensor | None = None,
         *,
-        told: Told,
+        about: About,
         generated_BT: Tensor | None = None,
         given: Given | None = None,  # noqa: ARG002
     ) -> Tensor:
@@ -87,11 +87,11 @@ class SecondSTDiT(nn.Module):
         (frames, *_), dtype = x_BTHWD.shape[1:], x_BTHWD.dtype
         grid = (x_BTHWD.shape[2], x_BTHWD.shape[3])
         where_HWD = grid_table(
-            grid, self.config.width, told.scale(self.config.side, dtype),
+            grid, self.config.width, about.scale(self.config.side, dtype),
             base=round(math.sqrt(math.prod(grid))), like=x_BTHWD, rounded=True,
         )  # fmt: skip
         x_BTSD = (x_BTHWD + where_HWD).flatten(2, 3)
-        size_BD, length_BD = self._told(told, frames, x_BTSD)
+        size_BD, length_BD = self._about(about, frames, x_BTSD)
         time_B = time_B.to(dtype)
         now_BD, clean_BD = self.t_embedder(time_B), self.t_embedder(torch.zeros_like(time_B))
         space_BT6D, time_BT3D = (
@@ -105,9 +105,9 @@ class SecondSTDiT(nn.Module):
         out = self.final_layer(x_BTSD, now_BD, clean_BD + size_BD, generated_BT)
         return layers.unpatched(out, grid, (z_BCTHW.shape[3], z_BCTHW.shape[4]))
 
-    def _told(self, told: Told, frames: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _about(self, about: About, frames: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings, B×D (or 1×D), of height, width and their ratio; and of length and frame rate."""
-        height, width, ratio, length = like.new_tensor([told.height, told.width, told.height / told.width, frames])
+        height, width, ratio, length = like.new_tensor([about.height, about.width, about.height / about.width, frames])
         size = [self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(ratio)]
-        fps_B = told.fps_B.to(like)
+        fps_B = about.fps_B.to(like)
         return torch.cat(size, dim=-1)[None], self.fl_embedder(length)[None] + self.fps_embedder(fps_B)

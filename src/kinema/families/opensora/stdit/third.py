@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kinema.families.opensora.mmdit import modulated
 from kinema.families.opensora.stdit import layers
 from kinema.families.opensora.stdit.config import STDiTConfig
-from kinema.families.opensora.stdit.inputs import Given, Told
+from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Words
 from kinema.families.opensora.stdit.positions import Rotary, Turns, grid_table, space_turns, time_turns, window_turns
 from kinema.families.opensora.stdit.windows import over_windows
@@ -90,7 +90,7 @@ class ThirdSTDiT(nn.Module):
         text_BMF: Tensor,
         text_mask_BM: Tensor | None = None,
         *,
-        told: Told,
+        about: About,
         generated_BT: Tensor | None = None,
         given: Given | None = None,
     ) -> Tensor:
@@ -104,12 +104,12 @@ class ThirdSTDiT(nn.Module):
             mask = given.frames_BT[:, None, :, None, None].expand_as(given.latents_BCTHW)
             x_BTHWD = x_BTHWD + self.x_embedder_cond(given.latents_BCTHW) + self.x_embedder_cond_mask(mask)
         frames, grid, dtype = x_BTHWD.shape[1], (x_BTHWD.shape[2], x_BTHWD.shape[3]), x_BTHWD.dtype
-        scale = told.scale(self.config.side, dtype)
+        scale = about.scale(self.config.side, dtype)
         base = round(math.sqrt(math.prod(grid)))
         where_HWD = grid_table(grid, self.config.width, scale, base=base, like=x_BTHWD, rounded=True)
         x_BTSD = (x_BTHWD + where_HWD).flatten(2, 3)
         time_B = time_B.to(dtype) if self.config.version == "1.2" else time_B.float()
-        fps_BD = self.fps_embedder(told.fps_B.to(x_BTSD))
+        fps_BD = self.fps_embedder(about.fps_B.to(x_BTSD))
         now_BD, clean_BD = (self.t_embedder(t) + fps_BD for t in (time_B, torch.zeros_like(time_B)))
         time_BT6D = layers.by_frame(generated_BT, self.t_block(now_BD), self.t_block(clean_BD)).unflatten(-1, (6, -1))
         text = self._text(text_BMF, text_mask_BM, given)

@@ -19,7 +19,7 @@ from kinema.events import OnEvent
 from kinema.families.opensora.first_line import process
 from kinema.families.opensora.first_line.process import Network
 from kinema.families.opensora.stdit.config import IMAGE_FPS
-from kinema.families.opensora.stdit.inputs import Given, Told
+from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Attention, FinalLayer
 from kinema.families.opensora.stdit.network import STDiT
 from kinema.families.opensora.v1 import options, regions
@@ -52,7 +52,7 @@ class Condition:
 
     text_BMF: Tensor
     mask_BM: Tensor
-    told: Told
+    about: About
     quirks: Quirks
     variance: bool
     """Whether the sampler takes the learned variance."""
@@ -72,8 +72,8 @@ class Condition:
             self.quirks.apply(transformer)
             time = processor.to_device(time_B, z_BCTHW.device).float().expand(len(z_BCTHW))
             generated = None if generated_BT is None else generated_BT.to(z_BCTHW.device).expand(len(z_BCTHW), -1)
-            given, told = {"generated_BT": generated, "given": self.given}, self.told
-            return transformer(z_BCTHW, time, self.text_BMF, self.mask_BM, told=told, **given).to(z_BCTHW.dtype)
+            given, about = {"generated_BT": generated, "given": self.given}, self.about
+            return transformer(z_BCTHW, time, self.text_BMF, self.mask_BM, about=about, **given).to(z_BCTHW.dtype)
 
         return run
 
@@ -88,7 +88,7 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
         first,
         text_BMF=torch.cat([each.text_BMF for each in conditions]),
         mask_BM=torch.cat([each.mask_BM for each in conditions]),
-        told=first.told._replace(fps_B=torch.cat([each.told.fps_B for each in conditions])),
+        about=first.about._replace(fps_B=torch.cat([each.about.fps_B for each in conditions])),
         given=Given(*(torch.cat(parts) for parts in zip(*some, strict=True))) if some else None,
     )
 
@@ -100,7 +100,11 @@ def conditions(
     config: Config = system.config
     native = canvas.block.way == "native" and config.stdit.holds_frames
     shown = regions.given(system, canvas) if native and _as_input(config, request) else None
-    told, quirks, variance = _told(config, request, system.device), _quirks(config, request), request.sampler == "iddpm"
+    about, quirks, variance = (
+        _about(config, request, system.device),
+        _quirks(config, request),
+        request.sampler == "iddpm",
+    )
     text, negative = words["positive"], words["negative"]
     assert text is not None
     if negative is None:  # the states of no prompt, of which as many rows count as the prompt has tokens
@@ -110,7 +114,7 @@ def conditions(
     found = {}
     for name, (states, mask) in (("positive", text), ("negative", negative)):
         text_BMF = states.expand(clips, -1, -1).to(system.device, system.dtype)
-        found[name] = Condition(text_BMF, mask.expand(clips, -1).to(system.device), told, quirks, variance, given)
+        found[name] = Condition(text_BMF, mask.expand(clips, -1).to(system.device), about, quirks, variance, given)
     if given is None:
         held = regions.of_canvas(system, request, canvas, on_event) if native else None
         return Conditions({**found, "blank": found["negative"]}, regions=held)
@@ -135,11 +139,11 @@ def _noised(system: OpenedModel, request: Request, given: Given) -> tuple[KnownR
     return (process.sdedit_region(given.latents_BCTHW, given.frames_BT, system.levels(request)),)
 
 
-def _told(config: Config, request: Request, device: torch.device) -> Told:
+def _about(config: Config, request: Request, device: torch.device) -> About:
     own = request.fps if config.told_fps is None else config.told_fps
     fps = IMAGE_FPS if request.frames == 1 else request.extra.get("told_fps", own)
     height, width = config.published(request.shape.height, request.shape.width)
-    return Told(torch.full((request.clips,), float(fps), device=device), height, width)
+    return About(torch.full((request.clips,), float(fps), device=device), height, width)
 
 
 def _quirks(config: Config, request: Request) -> Quirks:

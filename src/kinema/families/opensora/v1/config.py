@@ -34,7 +34,7 @@ class Config:
     width: int = 424
     fps: float = 24.0
     told_fps: float | None = field(default=None)
-    """What the network is told as the frame rate; None: the clip's. As published 1.1 is told 24 for clips of 8."""
+    """The frame rate that the network gets; None: the clip's. As published 1.1 gets 24 for clips of 8."""
     steps: int = 30
     guidance: float = 7.0
     """Of the prompt."""
@@ -92,7 +92,7 @@ class Config:
         return {} if self.version == "1.0" else {name: self.cut(size) for name, size in self._published.items()}
 
     def published(self, height: int, width: int) -> tuple[int, int]:
-        """The published size that is generated as this one, which the network and the flow's shift are told."""
+        """The published size that is generated as this one, which the network and the flow's shift get."""
         if self.version == "1.0":
             return height, width
         return next((size for size in self._published.values() if self.cut(size) == (height, width)), (height, width))

@@ -53,8 +53,8 @@ def open_source(source: Source) -> FoundCheckpoint | None:
     stdit, own = file.config, published.stdit
     if stdit.version == "1.0":
         stdit = replace(stdit, space_scale=own.space_scale, time_scale=own.time_scale)
-    told = stdit.version != "1.0" or source.model or named
-    notes = () if told else (f"{source.name} is a model of Open-Sora 1.0; {ASSUMED}",)
+    known = stdit.version != "1.0" or source.model or named
+    notes = () if known else (f"{source.name} is a model of Open-Sora 1.0; {ASSUMED}",)
     config = _with_codec(published, stdit, absent=("vae",))
     return FoundCheckpoint(config, notes=notes, beside=_beside(source.path, kind_of(config)))
 

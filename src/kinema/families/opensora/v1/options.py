@@ -66,7 +66,7 @@ OPTIONS: Mapping[str, Number | Switch | Text] = {
     "norm_twice": Switch(HELD, "norm given frames twice in the last layer, as published; default true"),
     "rotate_first": Switch(("1.1",), "rotate queries and keys before they are normed, as published; default true"),
     "guided_channels": Number(("1.0", "1.1"), "latent channels that are guided; default 3", 1, 4, whole=True),
-    "told_fps": Number(HELD, "frame rate that the network is told", 1, 240),
+    "told_fps": Number(HELD, "frame rate that the network gets", 1, 240),
     "aesthetic_score": Number(
         SCORED, "aesthetic score at the end of the prompt; null: none", 0, 100, none=True, text=("1.3",)
     ),
@@ -128,7 +128,9 @@ def check_values(config: Config, extra: Mapping[str, Any]) -> None:
         if name not in known:
             others = OPTIONS[name].versions if name in OPTIONS else ()
             if others:
-                raise BadRequest(f"Open-Sora {config.version} has no option {name}; it is of {' and '.join(others)}")
+                raise BadRequest(
+                    f"Open-Sora {config.version} has no option {name}; it belongs to {' and '.join(others)}"
+                )
             raise BadRequest(registry.unknown_name("option of opensora", name, known))
         option = OPTIONS[name]
         if isinstance(option, Switch) and not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,25 @@ from kinema.families.opensora.v1.model import codec_of, transformer_of
 from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request
 from kinema.system import Codec, Conditions, Defaults, OpenedModel, Process, Sampling
+
+
+@dataclass(frozen=True)
+class FirstLineSeries:
+    """Loops, and the prompt files of 1.1 and 1.2."""
+
+    config: Config
+
+    def settled(self, request: Request) -> Request:
+        options.check_values(self.config, request.extra)
+        return request if self.config.version == "1.0" else strategy.settled(self.config, request)
+
+    def blocks(self, request: Request) -> tuple[int, int] | None:
+        found = strategy.loops(self.config, request.extra)
+        return None if found is None else (strategy.clip_frames(self.config, request, found), found.dropped)
+
+    def read_prompts(self, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        version = "1.1" if self.config.version == "1.1" else "1.2"
+        return [(each.text, _extra(each)) for each in prompt_file.read(path, version)]
 
 
 class FirstLineSampling(Sampling):
@@ -43,6 +63,7 @@ class FirstLineSampling(Sampling):
             fits_float16=False,
             sizes=config.sizes,
             extra=options.helped(config),
+            series=FirstLineSeries(config),
         )
 
     def process(self, config: Config, request: Request) -> Process:
@@ -67,22 +88,10 @@ class FirstLineSampling(Sampling):
         own = ("native",) if config.stdit.holds_frames and kind != "region" else ()
         return (*own, "replacement", "reconstruction")
 
-    def settled(self, config: Config, request: Request) -> Request:
-        options.check_values(config, request.extra)
-        return request if config.version == "1.0" else strategy.settled(config, request)
-
-    def blocks(self, config: Config, request: Request) -> tuple[int, int] | None:
-        found = strategy.loops(config, request.extra)
-        return None if found is None else (strategy.clip_frames(config, request, found), found.dropped)
-
     def check(self, config: Config, request: Request) -> None:
         if config.absent:
             raise BadRequest(opening.lacking(config))
         options.check(config, request)
-
-    def read_prompts(self, config: Config, path: Path) -> Sequence[tuple[str, Mapping[str, Any]]]:
-        version = "1.1" if config.version == "1.1" else "1.2"
-        return [(each.text, _extra(each)) for each in prompt_file.read(path, version)]
 
     def files(self, request: Request) -> tuple[str, ...]:
         return strategy.references(request.extra) if "reference_path" in request.extra else ()

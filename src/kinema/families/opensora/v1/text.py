@@ -28,10 +28,10 @@ def completed(config: Config, request: Request) -> str:
     """The prompt as T5 reads it: with the scores and the camera's motion that are asked for, and cleaned."""
     extra, prompt = request.extra, request.prompt.strip()
     aesthetic = extra.get("aesthetic_score", config.aesthetic)
-    told = (aesthetic, extra.get("motion_score"), extra.get("camera_motion"))
+    asked = (aesthetic, extra.get("motion_score"), extra.get("camera_motion"))
     if config.version in ("1.2", "1.3") and prompt:
         complete = scores.completed_v1_3 if config.version == "1.3" else scores.completed_v1_2
-        prompt = complete(prompt, *told)
+        prompt = complete(prompt, *asked)
     return cleaned(prompt)
 
 
