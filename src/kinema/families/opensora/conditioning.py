@@ -63,10 +63,15 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
 
 
 def encode_prompt(system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
-    """The prompt, completed with frame rate and motion score, and the negative one as it is, in one pass."""
+    """The prompt, completed with frame rate and motion score if the model takes them, and the negative one as it is, in
+    one pass.
+    """
     config: Config = system.config
-    score = request.extra.get("motion_score", config.motion_score)
-    prompts = [completed(request.prompt, request.fps or config.fps, score), request.negative_prompt.strip()]
+    prompt = request.prompt
+    if config.motion_score is not None:
+        score = request.extra.get("motion_score", config.motion_score)
+        prompt = completed(prompt, request.fps or config.fps, score)
+    prompts = [prompt, request.negative_prompt.strip()]
     states_BMF, pooled_BF = _encoded(system, prompts, on_event)
     return {name: (states_BMF[i : i + 1], pooled_BF[i : i + 1]) for i, name in enumerate(("positive", "negative"))}
 
@@ -122,7 +127,8 @@ def given(system: OpenedModel, canvas: Canvas) -> Tensor | None:
     """
     if canvas.empty:
         return None
-    content, mask = encode_given(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
+    visible = canvas.video * canvas.mask
+    content, mask = encode_given(system.encode, latent_grid(system.config), visible, canvas.mask)
     return torch.cat([mask.to(content), content * mask.to(content)], dim=1)
 
 

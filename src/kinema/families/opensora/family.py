@@ -42,6 +42,7 @@ from kinema.system import (
     Slots,
     Training,
     TrainingSettings,
+    Tuning,
 )
 
 Config = first.Config | second.Config
@@ -176,6 +177,10 @@ class TrainingByLine(Training):
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return line_of(config).training.loss(model, config, batch, generator)
+
+    @property
+    def tuning(self) -> Tuning:
+        return v2.TUNING
 
 
 class OpenSoraFamily:

@@ -19,6 +19,7 @@ from kinema.families.opensora.codec import codec_of
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora, run
+from kinema.families.opensora.pocket import recipe as pocket
 from kinema.families.opensora.process import VELOCITY, flow
 from kinema.system import Batch, TrainingSettings
 from kinema.vae.given_pixels import encode_given
@@ -27,8 +28,10 @@ CANVASES = {"nothing": 1.0, "first": 5.0, "ends": 1.0, "suffix": 1.0}
 """Weights of t2v, i2v head, loop and tail in the published image-to-video stage."""
 
 
-def settings(config: Config) -> TrainingSettings:  # noqa: ARG001 (the same for every preset)
+def settings(config: Config) -> TrainingSettings:
     """The second stage's rate; a batch that fits a small machine."""
+    if config.vae == "pocket":
+        return pocket.CODEC if config.stage == "codec" else pocket.FLOW
     total = sum(CANVASES.values())
     mix = {kind: weight / total for kind, weight in CANVASES.items()}
     return TrainingSettings(steps=10_000, batch=4, learning_rate=5e-5, canvas_mix=mix)
@@ -36,6 +39,13 @@ def settings(config: Config) -> TrainingSettings:  # noqa: ARG001 (the same for 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """The flow's mean-squared error of each clip, [B]. Frames that the batch gives are conditioned on and count too."""
+    if config.vae == "pocket":
+        codec_trains = config.stage == "codec"
+        return (
+            pocket.codec_loss(model, batch, generator)
+            if codec_trains
+            else pocket.flow_loss(model, config, batch, generator)
+        )
     network, grid = cast(OpenSora, model), latent_grid(config)
     codec = codec_of(config, network)
     with torch.no_grad():

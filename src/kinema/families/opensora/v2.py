@@ -19,6 +19,7 @@ from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.files import lora, opening
 from kinema.families.opensora.model import OpenSora, run
+from kinema.families.opensora.tuning import TUNING
 from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request
 from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training
@@ -56,10 +57,13 @@ class OpenSoraSampling(Sampling):
         return codec_of(config, cast(OpenSora, model))
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """Whole frames by the transformer's own input where it has one, regions by guidance."""
+        """Whole frames by the transformer's own input where it has one; regions too where it was trained with them,
+        else by guidance.
+        """
         if kind == "nothing":
             return ("native",)
-        own = ("native",) if config.transformer.conditioned and kind != "region" else ()
+        trained = kind != "region" or config.vae == "pocket"
+        own = ("native",) if config.transformer.conditioned and trained else ()
         return (*own, "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:
@@ -123,3 +127,4 @@ class OpenSoraTraining(Training):
 
     loss = staticmethod(recipe.loss)
     settings = staticmethod(recipe.settings)
+    tuning = TUNING
