@@ -16,6 +16,7 @@ from kinema.families.opensora.model import OpenSora
 from kinema.families.opensora.pocket import recipe
 from kinema.families.opensora.pocket.codec import PocketCodec
 from kinema.families.opensora.pocket.reader import object_cells, without_first_frame
+from kinema.schema import BadRequest
 from kinema.system import Batch
 from kinema.training.stream import draw_mask
 from kinema.vae.given_pixels import encode_given
@@ -35,6 +36,13 @@ def batch_of(kinds: tuple[str, ...], *, scenes: bool = True) -> Batch:
     )
 
 
+def as_trained(network: OpenSora) -> OpenSora:
+    """The network with a codec whose statistics are not those it starts with."""
+    assert isinstance(network.vae, PocketCodec)
+    network.vae.variance.fill_(2)
+    return network
+
+
 @pytest.mark.parametrize("stage", ["codec", "flow"])
 def test_a_stage_trains_the_codec_or_all_else(small: Config, stage: str) -> None:
     network = OpenSora(replace(small, stage=stage))  # type: ignore[arg-type]
@@ -51,6 +59,7 @@ def test_every_trained_weight_gets_a_gradient(small: Config, stage: str, *, scen
     with torch.no_grad():
         for parameter in network.parameters():  # layers at zero pass no gradient on
             parameter.add_(0.02 * torch.randn_like(parameter))
+        as_trained(network)
     loss = FAMILY.training.loss(network, config, batch_of(KINDS, scenes=scenes), torch.Generator().manual_seed(0))
     assert loss.shape == (len(KINDS),)
     loss.sum().backward()
@@ -62,7 +71,7 @@ def test_every_trained_weight_gets_a_gradient(small: Config, stage: str, *, scen
 def test_a_split_step_has_the_losses_of_the_whole(small: Config, stage: str) -> None:
     config = replace(small, stage=stage)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    network, batch = OpenSora(config).eval(), batch_of(KINDS[:6])
+    network, batch = as_trained(OpenSora(config)).eval(), batch_of(KINDS[:6])
 
     def losses(part: Batch) -> torch.Tensor:
         return FAMILY.training.loss(network, config, part, torch.Generator().manual_seed(3))
@@ -137,3 +146,9 @@ def test_the_reader_reads_from_the_second_frame_on() -> None:
     later = without_first_frame(scene)
     assert later.objects[0].position_T2.tolist() == scene.objects[0].position_T2[1:].tolist()
     assert len(later.objects[0].opacity_T) == 8
+
+
+def test_an_untrained_codec_is_refused(small: Config) -> None:
+    network = OpenSora(small)
+    with pytest.raises(BadRequest, match=r"codec of this pocket model is untrained: train it first \(stage codec\)"):
+        recipe.flow_loss(network, small, batch_of(("nothing",)), torch.Generator())

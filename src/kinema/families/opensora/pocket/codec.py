@@ -83,6 +83,11 @@ class PocketCodec(nn.Module):
             self.mean.lerp_(centre, MOMENTUM)
             self.variance.lerp_(spread, MOMENTUM)
 
+    @property
+    def trained(self) -> bool:
+        """Whether it has met any clip in training, so that its statistics are those of latents."""
+        return bool((self.variance != 1).any())
+
     def _centre(self) -> Tensor:
         return self.mean[:, None, None, None]
 

@@ -22,6 +22,7 @@ from kinema.families.opensora.pocket.codec import PocketCodec
 from kinema.families.opensora.pocket.reader import object_cells
 from kinema.families.opensora.process import VELOCITY
 from kinema.grid import LatentGrid
+from kinema.schema import BadRequest
 from kinema.system import Batch, TrainingSettings
 from kinema.vae.given_pixels import encode_given, latent_mask
 
@@ -74,7 +75,12 @@ def flow_loss(model: nn.Module, config: Config, batch: Batch, generator: torch.G
     """The velocity's squared error, with more weight on objects, plus the reader's loss, [B]."""
     network, video = cast(OpenSora, model), batch.video
     codec, grid, reader = cast(PocketCodec, network.vae), latent_grid(config), network.reader
-    assert reader is not None and config.shift is not None
+    assert reader is not None
+    assert config.shift is not None
+    if not codec.trained:
+        raise BadRequest(
+            "the codec of this pocket model is untrained: train it first (stage codec), or start from opensora-pocket"
+        )
     with torch.no_grad():
         x0 = codec.encode(video).float()
         shown = given(codec, grid, batch, x0)

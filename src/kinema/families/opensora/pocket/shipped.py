@@ -10,4 +10,5 @@ SHIPPED = ShippedRuns(
         "flow": ShippedRun({"model": "{codec}", "stage": "flow"}),
     },
     {"opensora-pocket": "flow"},
+    {"opensora/pocket": "opensora-pocket"},
 )
