@@ -47,6 +47,7 @@ TIMED = 5
 MEDIA = HERE.parents[1] / "shared" / "media"
 SCENES = ("fv_i2v.mp4", "c2pa_video1.mp4", "cosmos_video30.mp4")
 FRAMES, FPS = 17, 8.0
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,28 @@ def main() -> None:
 
 def table(options: Options) -> None:
     """Oracle shares, ratios to rendered clips of the same prompt and seed, and seconds, by model and steps."""
-    prompts = unseen(options.prompts, options.seed)
-    result: dict[str, dict[str, Any]] = {}
-    for name in options.models.split(","):
-        system = open_system(name)
+    prompts, names = unseen(options.prompts, options.seed), options.models.split(",")
+    systems = {Path(name).stem: open_system(name) for name in names}
+    result: dict[str, dict[str, Any]] = {name: {"weights": system.weights.hash} for name, system in systems.items()}
+    for name, system in systems.items():
         for steps in STEPS:
-            rows = measured(options, system, name, steps, prompts)
-            result.setdefault(Path(name).stem, {})[str(steps)] = figures(rows)
-            print(line(Path(name).stem, steps, result[Path(name).stem][str(steps)]), flush=True)
-        result[Path(name).stem]["weights"] = system.weights.hash
+            result[name][str(steps)] = figures(measured(options, system, name, steps, prompts))
+    for steps in STEPS:
+        for name, seconds in timed(systems, steps, prompts[:TIMED], options.seed).items():
+            result[name][str(steps)]["seconds"] = {"median": seconds, "threads": torch.get_num_threads()}
+            print(line(name, steps, result[name][str(steps)]), flush=True)
     write(
         options.evidence / "opensora-pocket.json",
         {"prompts": len(prompts), "split": "evaluation", "seed": options.seed, "models": result},
     )
 
 
-def measured(options: Options, system: System, name: str, steps: int, prompts: Sequence[str]) -> dict[str, Any]:
-    """Verdicts and ratios of all clips, and seconds of single ones, stored in ``options.out``."""
-    path = options.out / f"{Path(name).stem}-{steps}.json"
+def measured(options: Options, system: System, name: str, steps: int, prompts: Sequence[str]) -> Rows:
+    """Verdicts and ratios of all clips, stored in ``options.out``."""
+    path = options.out / f"{name}-{steps}.json"
     keys = {"weights": system.weights.hash, "steps": steps, "prompts": list(prompts), "seed": options.seed}
     if path.is_file() and (stored := json.loads(path.read_text()))["keys"] == keys:
-        return stored
+        return stored["rows"]
     sampling, rows = Sampling.of(system, steps=steps), []
     fps = float(sampling.request.fps or FPS)
     for start in range(0, len(prompts), options.batch):
@@ -122,14 +124,20 @@ def measured(options: Options, system: System, name: str, steps: int, prompts: S
             real = rendered(prompt, seed + i, made.shape[1], fps)
             verdicts = judge(made, prompt, fps), judge(real, prompt, fps)
             rows.append({**shares(verdicts[0]), **ratios(made, real, verdicts)})
-    seconds = []
-    for number in range(TIMED):
-        began = time.perf_counter()
-        sampling.clips(prompts[number : number + 1], options.seed + number)
-        seconds.append(time.perf_counter() - began)
-    stored = {"keys": keys, "rows": rows, "seconds": seconds, "threads": torch.get_num_threads()}
-    write(path, stored)
-    return stored
+    write(path, {"keys": keys, "rows": rows})
+    return rows
+
+
+def timed(systems: Mapping[str, System], steps: int, prompts: Sequence[str], seed: int) -> dict[str, float]:
+    """Median seconds of a single clip, the models taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    samplings = {name: Sampling.of(system, steps=steps) for name, system in systems.items()}
+    for number, prompt in enumerate(prompts):
+        for name, sampling in samplings.items():
+            began = time.perf_counter()
+            sampling.clips([prompt], seed + number)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def shares(verdict: Verdict) -> dict[str, bool | None]:
@@ -144,17 +152,13 @@ def ratios(made: Tensor, real: Tensor, verdicts: tuple[Verdict, Verdict]) -> dic
     return {name: of_made / max(of_real, 1e-6) for name, (of_made, of_real) in pairs.items()}
 
 
-def figures(stored: Mapping[str, Any]) -> dict[str, Any]:
-    rows, found = stored["rows"], dict[str, Any]()
+def figures(rows: Rows) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name in SHARES:
         share = wilson([row[name] for row in rows])
         assert share is not None
         found[name] = asdict(share)
-    return {
-        **found,
-        **{name: median([row[name] for row in rows]) for name in RATIOS},
-        "seconds": {"median": statistics.median(stored["seconds"]), "threads": stored["threads"]},
-    }
+    return {**found, **{name: median([row[name] for row in rows]) for name in RATIOS}}
 
 
 def line(name: str, steps: int, found: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ class OpenSora(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        hunyuan = config.hunyuan
+        hunyuan, self.stage = config.hunyuan, config.stage
         self.transformer = MMDiT(config.transformer)
         self.vae: CausalAutoencoder | VideoDCAE | PocketCodec
         self.reader: Reader | None = None
@@ -52,8 +52,11 @@ def start_as_identity(transformer: MMDiT) -> None:
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of the transformer."""
-    transformer = cast(OpenSora, model).transformer
+    """The repeated blocks of the transformer, or of a codec in training."""
+    network = cast(OpenSora, model)
+    if isinstance(network.vae, PocketCodec) and network.stage == "codec":
+        return network.vae.blocks
+    transformer = network.transformer
     return [*transformer.double_blocks, *transformer.single_blocks]
 
 

@@ -10,6 +10,7 @@ Letters: B clips, C channels, T H W pixel frames, rows and columns, c t h w thos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,7 +31,7 @@ HALVINGS = 2
 class PocketCodecConfig:
     """Sizes of the codec."""
 
-    latent: int = 16
+    latent: int = 32
     fold: int = 4
     """Side of the squares of pixels that are folded into channels."""
     channels: tuple[int, int, int] = (96, 96, 96)
@@ -82,6 +83,11 @@ class PocketCodec(nn.Module):
         if bool(torch.isfinite(spread).all()):
             self.mean.lerp_(centre, MOMENTUM)
             self.variance.lerp_(spread, MOMENTUM)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The residual blocks of encoder and decoder."""
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     @property
     def trained(self) -> bool:

@@ -27,7 +27,7 @@ from kinema.system import Batch, TrainingSettings
 from kinema.vae.given_pixels import encode_given, latent_mask
 
 CODEC = TrainingSettings(
-    steps=1300, batch=8, learning_rate=2e-3, warmup=50, cooldown=0.5, ema=0.99, text_drop=0.0,
+    steps=1600, batch=8, learning_rate=3e-3, optimiser="muon", warmup=50, cooldown=0.6, ema=0.99, text_drop=0.0,
     playroom=Playroom("mixed"),
 )  # fmt: skip
 FLOW = TrainingSettings(
