@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from kinema.families.opensora.config import Config as SecondConfig
 from kinema.families.opensora.family import FIRST, SECOND, line_of
 from kinema.families.opensora.v1.config import PRESETS, Config
 from kinema.families.opensora.v1.text import completed
-from kinema.memory.plan import MemoryPlan
 from kinema.schema import BadRequest, MissingFiles, Request, Shape
-from kinema.settle import settle
 
 Models, Ask = Callable[[str], Model], Callable[..., Request]
 VERSIONS = ("1.0", "1.1", "1.2", "1.3")
@@ -272,13 +269,3 @@ def test_a_missing_t5_is_named_before_weights_are_read(
 def test_clips_too_short_for_the_shift_are_refused(models: Models, ask: Ask, frames: int) -> None:
     with pytest.raises(BadRequest, match="expected 1 frame or at least 17"):
         models("1.2").run(ask(frames=frames))
-
-
-def test_the_published_1_2_fits_into_the_memory_that_is_planned(ask: Ask) -> None:
-    """The plan rehearses the network on the meta device."""
-    from kinema.job import plan_job
-
-    system = load("opensora", preset="tiny-1.2").system
-    [work] = plan_job(replace(system), ask())
-    assert isinstance(work.stage.memory, MemoryPlan)
-    assert settle(system, ask()).frames == 34
