@@ -101,6 +101,19 @@ def test_an_edit_of_the_whole_clip_takes_the_steps_after_its_release(models: Mod
     assert [event.total for event in events if isinstance(event, Step)] == [30 - join] * (30 - join)
 
 
+def test_an_edit_has_the_strength_of_the_steps_after_its_edit_ratio_joins(
+    models: Models, ask: Ask, media: Path, calls: Any
+) -> None:
+    """Strength counts steps, and an edit ratio is a time: the same clip where they begin at the same step."""
+    model = models("1.2")
+    request = settle(model.system, ask(steps=30, extra=placed("0,0,0,0,10,0.4", media / "clip")))
+    join = process.flow_release(0.4, model.system.levels(request))
+    assert 0 < join < 30
+    by_ratio = model.run(request, output="latents").video
+    edit = ask(task="edit", video=str(media / "clip"), frames=34, steps=30, strength=(30 - join) / 30)
+    assert torch.allclose(model.run(edit, output="latents").video, by_ratio, atol=1e-5)
+
+
 def test_a_reference_of_ratio_1_stands_where_the_noise_was(models: Models, ask: Ask, media: Path, calls: Any) -> None:
     """The original adds no noise to it, and samples from it as if it were."""
     model = models("1.2")
