@@ -53,7 +53,7 @@ def test_frames_that_a_loop_begins_with_may_be_edited_in_1_2() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("1.2", 2, 4), "condition_frame_length is 4; expected a multiple of 5"),
+        (("1.2", 2, 4), "condition_frame_length is 4 latent frames; expected a multiple of 5, .* from 17 frames"),
         (("1.1", 2, 0), "condition_frame_length is 0; expected at least 1"),
         (("1.2", 0, 5), "the number of loops is 0; expected at least 1"),
         (("1.2", 2, 5, 1.5), "condition_frame_edit is 1.5; expected 0 to 1"),

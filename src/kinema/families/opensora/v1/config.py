@@ -113,6 +113,8 @@ V1_1 = replace(V1_0, stdit=STDITS["1.1"], longest=128, height=240, width=424, to
 V1_2 = Config(STDITS["1.2"], aesthetic=6.5, align=5)
 V1_2_3B = replace(V1_2, stdit=STDITS["1.2-3b"])
 V1_3 = Config(STDITS["1.3"], frames=113, longest=113, height=720, width=1280, guidance=7.5)
+V1_3_360 = replace(V1_3, height=360, width=640)
+V1_3_I2V = replace(V1_3_360, aesthetic=7.0)  # as its v2v.py, for models with given frames
 
 _SMALL_12 = Sizes12(image_channels=(32, 32, 32), image_layers=1, widths=(32, 32, 32, 64), layers=1)
 _SMALL_13 = Sizes13(widths=(32, 32, 64), layers=1, temporal=(0, 1))
@@ -133,6 +135,8 @@ PRESETS: dict[str, Config] = {
     "v1.2": V1_2,
     "v1.2-3b": V1_2_3B,
     "v1.3": V1_3,
+    "v1.3-360p": V1_3_360,
+    "v1.3-i2v": V1_3_I2V,
     "tiny-1.0": _tiny(V1_0, frames=8, longest=8),
     "tiny-1.1": _tiny(V1_1, frames=8, longest=16),
     "tiny-1.2": _tiny(V1_2, frames=34, longest=51),

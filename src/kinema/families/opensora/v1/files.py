@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kinema.checkpoints.convert import Layouts
 from kinema.families.opensora.v1 import opening, text
 from kinema.families.opensora.v1.config import Config
 from kinema.schema import BadRequest
@@ -12,7 +13,7 @@ from kinema.system import Batch, Checkpoints, Slots, Training, TrainingSettings
 
 
 class FirstLineCheckpoints(Checkpoints):
-    """Which files are recognised and required; they have one layout."""
+    """Which files are recognised, converted and required."""
 
     recognise = staticmethod(opening.open_source)
     convert = staticmethod(opening.convert)
@@ -21,6 +22,12 @@ class FirstLineCheckpoints(Checkpoints):
     @property
     def slots(self) -> Slots:
         return opening.SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.opensora.v1.layouts import LAYOUTS
+
+        return LAYOUTS
 
 
 class FirstLineTraining(Training):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from kinema import registry
+from kinema.families.opensora.first_line.loops import Kind
 from kinema.families.opensora.stdit.config import Version
 from kinema.families.opensora.v1 import strategy
 from kinema.families.opensora.v1.config import IMAGE_GUIDED, Config
@@ -50,12 +51,26 @@ class Text:
     about: str
 
 
-OPTIONS: Mapping[str, Number | Switch | Text] = {
+@dataclass(frozen=True)
+class Choice:
+    """One of several words."""
+
+    versions: tuple[Version, ...]
+    about: str
+    words: tuple[str, ...]
+
+
+Option = Number | Switch | Text | Choice
+OPTIONS: Mapping[str, Option] = {
     "mask_strategy": Text(
-        HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of references stand where"
+        HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of references stand where, in "
+        "latent frames (1.1: pixel frames)"
     ),
-    "reference_path": Text(HELD, "images and clips of the mask strategy, joined by ;"),
-    "align": Number(SCORED, "starts in mask strategies move to the nearest multiple; 0: none", 0, 1000, whole=True),
+    "reference_path": Text(HELD, "images and clips of the mask strategy or of cond_type, joined by ;"),
+    "cond_type": Choice(("1.3",), "what the network is given of the references", get_args(Kind)),
+    "align": Number(
+        SCORED, "starts in mask strategies move to the nearest multiple, in latent frames; 0: none", 0, 1000, whole=True
+    ),
     "loop": Number(HELD, "clips in a row, each of which begins with the end of the one before", 1, 256, whole=True),
     "condition_frame_length": Number(
         HELD, "frames that a loop begins with (1.1: pixel frames, default 4; later: latent frames, default 5)", 1, 1000,
@@ -94,10 +109,12 @@ def helped(config: Config) -> dict[str, str]:
         "aesthetic_score": "none" if config.aesthetic is None else plain_number(config.aesthetic),
     }
 
-    def line(name: str, option: Number | Switch | Text) -> str:
+    def line(name: str, option: Option) -> str:
         about = option.about + (f"; default {own[name]}" if name in own else "")
         if isinstance(option, Number):
             return f"{about} ({plain_number(option.least)} to {plain_number(option.most)})"
+        if isinstance(option, Choice):
+            return f"{about} ({', '.join(option.words)})"
         return f"{about} (true or false)" if isinstance(option, Switch) else about
 
     return {name: line(name, option) for name, option in OPTIONS.items() if config.version in option.versions}
@@ -137,6 +154,8 @@ def check_values(config: Config, extra: Mapping[str, Any]) -> None:
             raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
         if isinstance(option, Number):
             _check_number(config, name, value, option)
+        if isinstance(option, Choice) and value not in option.words:
+            raise BadRequest(f"{name} is {quoted(value)}; expected {', '.join(option.words)}")
         if name == "camera_motion" and (not isinstance(value, str) or not value.strip()):
             raise BadRequest(f"camera_motion is {quoted(value)}; expected text such as 'pan left'")
     strategy.groups(extra)
@@ -156,8 +175,9 @@ def _check_number(config: Config, name: str, value: Any, option: Number) -> None
 def native_given(config: Config, request: Request) -> bool:
     """Whether 1.3 is given frames of the request as an input."""
     native = request.honour in ("auto", "native") and request.region is None and request.mask is None
-    looped = "loop" in request.extra and request.extra["loop"] != 1
-    return config.stdit.takes_given and native and (request.task in OF_GIVEN_FRAMES or looped)
+    looped = request.extra.get("loop", 1) != 1
+    given = request.task in OF_GIVEN_FRAMES or looped or "cond_type" in request.extra
+    return config.stdit.takes_given and native and given
 
 
 def guided_channels(config: Config, request: Request) -> int:
