@@ -16,7 +16,7 @@ from kinema.canvas import Canvas
 from kinema.conditioning import t5
 from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 from kinema.diffusion.guidance import Guidance
-from kinema.events import OnEvent, ignore
+from kinema.events import OnEvent
 from kinema.families.opensora import process
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
@@ -24,7 +24,7 @@ from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
 from kinema.schema import BadRequest, MissingFiles, Request
-from kinema.system import Batch, Conditions, OpenedModel
+from kinema.system import Conditions, OpenedModel
 from kinema.vae.given_pixels import encode_given
 
 Text = tuple[Tensor, Tensor]
@@ -95,20 +95,6 @@ def check_encoders(system: OpenedModel) -> None:
             faults.append(str(error))
     if faults:
         raise MissingFiles(*faults)
-
-
-def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
-    """States and pooled embeddings of a batch's captions."""
-    if config.words:
-        return read_words(model, config, batch.captions)
-    device = next(model.transformer.parameters()).device
-    return t5.encode(
-        batch.captions,
-        config.text_length,
-        _widths(config),
-        t5.Place(batch.weights, device, batch.encoders),
-        ignore,
-    )
 
 
 def _widths(config: Config) -> tuple[int, int]:

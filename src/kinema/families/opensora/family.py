@@ -22,6 +22,7 @@ from kinema.events import OnEvent
 from kinema.families.opensora import config as second
 from kinema.families.opensora import model as second_model
 from kinema.families.opensora import v2
+from kinema.families.opensora.training.tuning import TIMES, TUNING
 from kinema.families.opensora.v1 import conditioning as first_condition
 from kinema.families.opensora.v1 import config as first
 from kinema.families.opensora.v1 import files as first_files
@@ -42,6 +43,7 @@ from kinema.system import (
     Slots,
     Training,
     TrainingSettings,
+    Tuning,
 )
 
 Config = first.Config | second.Config
@@ -176,6 +178,14 @@ class TrainingByLine(Training):
 
     def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
         return line_of(config).training.loss(model, config, batch, generator)
+
+    @property
+    def tuning(self) -> Tuning:
+        return TUNING
+
+    @property
+    def times(self) -> Sequence[float]:
+        return TIMES
 
 
 class OpenSoraFamily:
