@@ -91,9 +91,7 @@ def layouts(config: Config) -> tuple[LoraLayout, ...]:
     """The layouts to write a LoRA of this model in, by its native layers and in its rotary layout."""
     here = config.transformer.rope
     native = _file(config, "separate", "half", here).native
-    modules = [
-        f"{PART}{_layer(name)}" for name, shape in native.items() if name.endswith(".weight") and len(shape) > 1
-    ]
+    modules = [f"{PART}{_layer(name)}" for name, shape in native.items() if name.endswith(".weight") and len(shape) > 1]
     return _layouts(config, modules, here)
 
 

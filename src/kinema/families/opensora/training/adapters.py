@@ -5,8 +5,6 @@ Written here with alpha / rank multiplied into the up matrices, since these file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from kinema.checkpoints import lora_formats

@@ -10,7 +10,7 @@ Letters: B clips, C latent channels, T h w latent frames, rows and columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +19,7 @@ from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.families.opensora.first_line import process
 from kinema.families.opensora.stdit.config import IMAGE_FPS
 from kinema.families.opensora.stdit.inputs import About, Given
+from kinema.families.opensora.stdit.network import STDiT
 from kinema.families.opensora.training import iddpm, masks, text
 from kinema.families.opensora.training.stages import TEXT_DROP, Stage, stage_of
 from kinema.families.opensora.v1.config import Config
@@ -80,37 +81,65 @@ def drawn(config: Config, batch: Batch, frames: int, generator: Generator) -> Dr
     )
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the network is conditioned on: ``generated_BT`` is None where no frame is held clean."""
+
+    network: STDiT
+    states: Tensor
+    tokens: Tensor
+    about: About
+    generated_BT: Tensor | None
+    given: Given | None
+
+    def output(self, z: Tensor, time_B: Tensor) -> Tensor:
+        dtype = self.network.x_embedder.proj.weight.dtype
+        inputs: dict[str, Any] = {"about": self.about, "generated_BT": self.generated_BT, "given": self.given}
+        return self.network(z.to(dtype), time_B.float().to(z.device), self.states, self.tokens, **inputs).float()
+
+    def frames(self, x0: Tensor) -> Tensor:
+        """Which frames are generated, [B, T]."""
+        return x0.new_ones(len(x0), x0.shape[2], dtype=torch.bool) if self.generated_BT is None else self.generated_BT
+
+
 def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -> Tensor:
     """The loss of each clip, [B]."""
     network = cast(OpenSora1, model)
     x0 = latents(network, batch)
+    inputs = _inputs(network, config, batch, x0, generator)
+    eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
+    return (_flow_loss if config.is_flow else _iddpm_loss)(inputs, config, batch, (x0, eps), generator)
+
+
+def _inputs(network: OpenSora1, config: Config, batch: Batch, x0: Tensor, generator: Generator) -> Inputs:
     told = drawn(config, batch, x0.shape[2], generator)
     states, tokens = text.of_first(network, config, batch, told.text_dropped_B)
-    eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
-    inputs = {"about": about(config, batch)}
-    generated_BT = ~told.given_BT.to(x0.device)
-    counted = generated_BT[:, None, :, None, None]
+    given_BT, given, generated_BT = told.given_BT.to(x0.device), None, None
     if config.stdit.takes_given:
-        given_BT = told.given_BT.to(x0.device)
-        inputs["given"] = Given(_shown(network, batch, x0, told, generator), given_BT)
-        counted = torch.ones_like(counted)
+        given = Given(_shown(network, batch, x0, told, generator), given_BT)
     elif config.stdit.holds_frames:
-        inputs["generated_BT"] = generated_BT
+        generated_BT = ~given_BT
+    return Inputs(network.transformer, states, tokens, about(config, batch), generated_BT, given)
 
-    def network_at(z: Tensor, time_B: Tensor) -> Tensor:
-        dtype = network.transformer.x_embedder.proj.weight.dtype
-        return network.transformer(z.to(dtype), time_B.to(z.device), states, tokens, **inputs).float()
 
-    held_BT = generated_BT.logical_not() if not config.stdit.takes_given else torch.zeros_like(generated_BT)
-    if config.is_flow:
-        level = _level(config, batch, generator)
-        z = _per_frame(level, held_BT, NoiseLevel(torch.ones(1), torch.zeros(1))).add_noise(x0, eps)
-        output = network_at(z, process.TIMESTEPS * level.sigma.float())[:, : x0.shape[1]]
-        return process.TOWARDS_DATA.loss(output, x0, eps, level, mask=counted)
-    step_B = _step(batch, generator)
-    # As published, a given frame has the little noise of the first timestep.
-    z = _per_frame(iddpm.level(step_B), held_BT, iddpm.level(torch.zeros(1, dtype=torch.long))).add_noise(x0, eps)
-    return iddpm.loss(network_at(z, step_B.float()), x0, z, eps, step_B, counted)
+Pair = tuple[Tensor, Tensor]
+"""x0 and the noise."""
+
+
+def _flow_loss(inputs: Inputs, config: Config, batch: Batch, pair: Pair, generator: Generator) -> Tensor:
+    (x0, eps), level = pair, _level(config, batch, generator)
+    generated_BT = inputs.frames(x0)
+    z = _per_frame(level, generated_BT, NoiseLevel(torch.ones(1), torch.zeros(1))).add_noise(x0, eps)
+    output = inputs.output(z, process.TIMESTEPS * level.sigma)[:, : x0.shape[1]]
+    return process.TOWARDS_DATA.loss(output, x0, eps, level, mask=generated_BT[:, None, :, None, None])
+
+
+def _iddpm_loss(inputs: Inputs, config: Config, batch: Batch, pair: Pair, generator: Generator) -> Tensor:  # noqa: ARG001
+    """As published, a given frame has the little noise of the first timestep."""
+    (x0, eps), step_B = pair, _step(batch, generator)
+    generated_BT = inputs.frames(x0)
+    z = _per_frame(iddpm.level(step_B), generated_BT, iddpm.level(torch.zeros(1, dtype=torch.long))).add_noise(x0, eps)
+    return iddpm.loss(inputs.output(z, step_B), x0, z, eps, step_B, generated_BT[:, None, :, None, None])
 
 
 @torch.no_grad()
@@ -171,11 +200,11 @@ def _step(batch: Batch, generator: Generator) -> Tensor:
     return step_B if batch.time is None else torch.full_like(step_B, int(batch.time * process.TIMESTEPS))
 
 
-def _per_frame(level: NoiseLevel, held_BT: Tensor, clean: NoiseLevel) -> NoiseLevel:
-    """The level of each frame, [B, T]: ``clean`` where it is held."""
+def _per_frame(level: NoiseLevel, generated_BT: Tensor, clean: NoiseLevel) -> NoiseLevel:
+    """The level of each frame, [B, T]: ``clean`` where it is given."""
 
-    def at(now_B: Tensor, held_1: Tensor) -> Tensor:
-        now_B1 = now_B[:, None].to(held_BT.device)
-        return torch.where(held_BT, held_1.to(now_B1), now_B1)
+    def at(now_B: Tensor, clean_1: Tensor) -> Tensor:
+        now_B1 = now_B[:, None].to(generated_BT.device)
+        return torch.where(generated_BT, now_B1, clean_1.to(now_B1))
 
     return NoiseLevel(at(level.alpha, clean.alpha), at(level.sigma, clean.sigma))
