@@ -61,7 +61,7 @@ def loss(output: Tensor, x0: Tensor, z: Tensor, eps: Tensor, step_B: Tensor, gen
 
 def _mean(values: Tensor, generated_B1T11: Tensor) -> Tensor:
     counted = generated_B1T11.to(values).expand_as(values).flatten(1)
-    return (values.flatten(1) * counted).sum(1) / counted.sum(1)
+    return (values.flatten(1) * counted).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def _divergence(mean: Tensor, log_variance: Tensor, other: Tensor, other_log_variance: Tensor) -> Tensor:
