@@ -25,7 +25,7 @@ from kinema.provenance import file_hash
 from kinema.schema import BadRequest
 from kinema.system import System, Tuning, open_system
 from kinema.training import trainable
-from kinema.training.options import TrainOptions, check_ranges, option
+from kinema.training.options import TrainOptions, check_ranges, option, parse_addons
 from kinema.training.run_folder import claimed
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -39,6 +39,9 @@ class LatentsOptions:
     model: str = option("model to be trained: family/preset, alias, folder or file", "", path=True)
     variant: str | None = option(
         "file variant in a folder (fp16), or the published model of the weights (svd-xt)", None
+    )
+    add: str | None = option(
+        "add-ons, such as vae=hunyuan_vae.safetensors,t5=FOLDER, separated by commas", None, path=True
     )
     out: str = option("folder for the shards; an interrupted one is resumed", "", path=True)
     frames: int | None = option("frames per window", None, 1, 4096)
@@ -121,8 +124,10 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
 
 def _system(options: LatentsOptions) -> System:
     sizes = TrainOptions(frames=options.frames, height=options.height, width=options.width)
-    opened = open_system(options.model, variant=options.variant, device=options.device)
-    return trainable.with_options(opened, sizes)
+    opened = open_system(options.model, variant=options.variant, device=options.device, add=parse_addons(options.add))
+    system = trainable.with_options(opened, sizes)
+    system.family.training.settings(system.config)  # refuses a model that lacks what it encodes with
+    return system
 
 
 def _folder(options: LatentsOptions, system: System) -> Folder:

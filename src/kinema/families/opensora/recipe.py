@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.families.opensora.config import Config
+from kinema.families.opensora.files.opening import lacking
 from kinema.families.opensora.model import OpenSora, run
 from kinema.families.opensora.process import SIGMA_MIN, VELOCITY, flow
 from kinema.families.opensora.training import given, text
+from kinema.schema import BadRequest
 from kinema.system import Batch, TrainingSettings
 
 CANVASES = {
@@ -28,7 +30,12 @@ CANVASES = {
 
 
 def settings(config: Config) -> TrainingSettings:
-    """The second stage's rate, the DC-AE's own; a batch that fits a small machine. The loss drops text by itself."""
+    """The second stage's rate, the DC-AE's own; a batch that fits a small machine. The loss drops text by itself.
+
+    Raises BadRequest for a model without its codec.
+    """
+    if config.absent:
+        raise BadRequest(lacking(config))
     weights = CANVASES[config.vae] if config.transformer.conditioned else {"nothing": 1.0}
     mix = {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
     return TrainingSettings(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from kinema.families.opensora.family import FAMILY
 from kinema.system import Batch
@@ -59,3 +62,34 @@ class Fixed(nn.Module):
 @pytest.fixture
 def fixed() -> type[Fixed]:
     return Fixed
+
+
+@pytest.fixture
+def encoders(tmp_path: Path) -> Path:
+    """A folder with small T5 and CLIP encoders and their tokenizers, as the hub has them, for the tiny transformers."""
+    root, words = tmp_path / "model", "a red blue green ball star rolls right left and".split()
+    torch.manual_seed(0)
+    t5 = T5Config(
+        vocab_size=16, d_model=32, d_kv=5, d_ff=40, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    clip = CLIPTextConfig(
+        vocab_size=16, hidden_size=32, intermediate_size=28, num_hidden_layers=2, num_attention_heads=2, eos_token_id=1
+    )
+    for model, folder, begin in (
+        (T5EncoderModel(t5), root / "google" / "t5-v1_1-xxl", ""),
+        (CLIPTextModel(clip), root / "openai" / "clip-vit-large-patch14", "<s>"),
+    ):
+        model.save_pretrained(folder)
+        names = ["<pad>", "</s>", "<unk>", *([begin] if begin else []), *words]
+        if begin:
+            kind = models.BPE({word: i for i, word in enumerate(names)}, [], unk_token="<unk>", ignore_merges=True)
+        else:
+            kind = models.Unigram([(word, -1.0) for word in names], unk_id=2)
+        made = Tokenizer(kind)
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        marks = [("</s>", 1), *([(begin, 3)] if begin else [])]
+        made.post_processor = processors.TemplateProcessing(single=f"{begin} $A </s>".strip(), special_tokens=marks)
+        special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=77, **special).save_pretrained(folder)
+    return root

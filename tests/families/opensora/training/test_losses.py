@@ -213,7 +213,9 @@ def test_a_tenth_of_prompts_is_dropped(version: str) -> None:
 def test_in_1_3_text_and_given_latents_of_clips_with_given_frames_are_dropped_in_three_ways() -> None:
     """.05 each of text, of given latents and of both; of clips without given frames the text in a tenth."""
     config = FAMILY.presets["tiny-1.3"]
-    told = first.drawn(config, Batch(torch.zeros(1), [""] * 40_000, torch.zeros(1)), 6, torch.Generator().manual_seed(1))
+    told = first.drawn(
+        config, Batch(torch.zeros(1), [""] * 40_000, torch.zeros(1)), 6, torch.Generator().manual_seed(1)
+    )
     some = told.given_BT.any(1)
     assert float(some.float().mean()) == pytest.approx(14 / 16, abs=0.01)
     text, hidden = told.text_dropped_B, told.given_dropped_B

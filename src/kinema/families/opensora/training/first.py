@@ -22,6 +22,7 @@ from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.network import STDiT
 from kinema.families.opensora.training import iddpm, masks, text
 from kinema.families.opensora.training.stages import TEXT_DROP, Stage, stage_of
+from kinema.families.opensora.v1 import opening
 from kinema.families.opensora.v1.config import Config
 from kinema.families.opensora.v1.model import OpenSora1, codec_of
 from kinema.schema import BadRequest
@@ -33,7 +34,12 @@ NOISE = 0.1, 0.3
 
 
 def settings(config: Config) -> TrainingSettings:
-    """The stage's rate, warm-up and average; a batch that fits a small machine. The loss drops text by itself."""
+    """The stage's rate, warm-up and average; a batch that fits a small machine. The loss drops text by itself.
+
+    Raises BadRequest for a model without its codec.
+    """
+    if config.absent:
+        raise BadRequest(opening.lacking(config))
     stage = _stage(config)
     return TrainingSettings(
         steps=10_000,

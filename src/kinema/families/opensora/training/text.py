@@ -33,7 +33,7 @@ def of_second(network: OpenSora, config: Config2, batch: Batch, generator: Gener
     """``(states B×M×F, pooled B×F)``, each of which is dropped for itself."""
     shown = _shown(network, config, batch)
     empty = _nothing(network, config, batch)
-    device = next(network.transformer.parameters()).device
+    device = network.transformer.img_in.weight.device
     found = []
     for text, null in zip(shown, empty, strict=True):
         drop_B = batch.own(torch.rand(batch.count, generator=generator) < DROP_EACH) & batch.drops
@@ -60,7 +60,7 @@ def _nothing(network: OpenSora, config: Config2, batch: Batch) -> tuple[Tensor, 
 def _read(network: OpenSora, config: Config2, batch: Batch, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     if config.words:
         return second_model.read_words(network, config, captions)
-    widths, device = (config.transformer.text, config.transformer.vector), next(network.transformer.parameters()).device
+    widths, device = (config.transformer.text, config.transformer.vector), network.transformer.img_in.weight.device
     return t5.encode(captions, config.text_length, widths, t5.Place(batch.weights, device, batch.encoders), ignore)
 
 
