@@ -138,8 +138,8 @@ def _drawn(module: Any, version: str, kind: str, frames: int) -> tuple[int, ...]
 def main(repository: str) -> None:
     torch.set_grad_enabled(False)
     tensors = iddpm(repository) | flow_1_2(repository) | flow_1_3(repository) | masks(repository)
-    told = {"commits": json.dumps(COMMITS), "script": Path(__file__).name}
-    save_file({name: each.contiguous() for name, each in tensors.items()}, HERE / "training.safetensors", told)
+    metadata = {"commits": json.dumps(COMMITS), "script": Path(__file__).name}
+    save_file({name: each.contiguous() for name, each in tensors.items()}, HERE / "training.safetensors", metadata)
 
 
 if __name__ == "__main__":

@@ -82,11 +82,11 @@ def test_inputs_and_losses_of_1_3_equal_the_originals(
     monkeypatch.setattr(masks, "drawn", lambda *_: masks.Drawn(given, torch.zeros(3, dtype=torch.bool)))
     monkeypatch.setattr(masks, "kinds", lambda *_: [kind] * 3)
     clips = batch(config)
-    told = first.drawn(config, clips, 6, torch.Generator())
-    shown = first._shown(model, clips, normal(4, *SHAPE), told, torch.Generator())
+    asked = first.drawn(config, clips, 6, torch.Generator())
+    shown = first._shown(model, clips, normal(4, *SHAPE), asked, torch.Generator())
     assert torch.equal(shown, expected[f"1.3.{kind}.cond"])
     assert torch.equal(expected[f"1.3.{kind}.cond_mask"][:, 0, :, 0, 0].bool(), given)
-    assert told.text_dropped_B.tolist() == (expected[f"1.3.{kind}.y"][:, 0, 0, 0] == 7).tolist()
+    assert asked.text_dropped_B.tolist() == (expected[f"1.3.{kind}.y"][:, 0, 0, 0] == 7).tolist()
     inputs = Replayed(torch.ones_like(GENERATED))
     fixed = replace(clips, time=0.35)
     found = first._flow_loss(inputs, config, fixed, (X0, EPS), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
@@ -203,9 +203,9 @@ def test_every_loss_is_of_its_own_clip_however_the_step_is_split(network: Any, b
 def test_a_tenth_of_prompts_is_dropped(version: str) -> None:
     config = FAMILY.presets[f"tiny-{version}"]
     clips = Batch(torch.zeros(1), [""] * 20_000, torch.zeros(1))
-    told = first.drawn(config, clips, 3, torch.Generator().manual_seed(1))
-    assert float(told.text_dropped_B.float().mean()) == pytest.approx(0.1, abs=0.01)
-    assert not bool(told.given_dropped_B.any())
+    asked = first.drawn(config, clips, 3, torch.Generator().manual_seed(1))
+    assert float(asked.text_dropped_B.float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert not bool(asked.given_dropped_B.any())
     kept = first.drawn(config, replace(clips, drops=False), 3, torch.Generator().manual_seed(1))
     assert not bool(kept.text_dropped_B.any())
 
@@ -213,12 +213,12 @@ def test_a_tenth_of_prompts_is_dropped(version: str) -> None:
 def test_in_1_3_text_and_given_latents_of_clips_with_given_frames_are_dropped_in_three_ways() -> None:
     """.05 each of text, of given latents and of both; of clips without given frames the text in a tenth."""
     config = FAMILY.presets["tiny-1.3"]
-    told = first.drawn(
+    asked = first.drawn(
         config, Batch(torch.zeros(1), [""] * 40_000, torch.zeros(1)), 6, torch.Generator().manual_seed(1)
     )
-    some = told.given_BT.any(1)
+    some = asked.given_BT.any(1)
     assert float(some.float().mean()) == pytest.approx(14 / 16, abs=0.01)
-    text, hidden = told.text_dropped_B, told.given_dropped_B
+    text, hidden = asked.text_dropped_B, asked.given_dropped_B
     shares = [float((some & each).sum() / some.sum()) for each in (text & ~hidden, hidden & ~text, text & hidden)]
     assert shares == pytest.approx([0.05, 0.05, 0.05], abs=0.006)
     assert float((text & ~some).sum() / (~some).sum()) == pytest.approx(0.1, abs=0.02)
@@ -232,8 +232,8 @@ def test_a_dropped_prompt_is_the_null_text_under_its_own_mask(
     model.transformer = fixed(model.transformer)
     drop, none = torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.bool)
     frames = first.latents(model, batch(config)).shape[2]
-    told = Drawn(torch.zeros(3, frames, dtype=torch.bool), none, drop, none)
-    monkeypatch.setattr(first, "drawn", lambda *_: told)
+    asked = Drawn(torch.zeros(3, frames, dtype=torch.bool), none, drop, none)
+    monkeypatch.setattr(first, "drawn", lambda *_: asked)
     FAMILY.training.loss(model, config, batch(config), torch.Generator().manual_seed(1))
     seen = model.transformer.seen
     null = model.transformer.y_embedder.y_embedding
@@ -274,8 +274,8 @@ def test_noisy_given_frames_are_encoded_with_a_tenth_to_three_tenths_of_noise(
     given = torch.ones(2, frames, dtype=torch.bool)
     none = torch.zeros(2, dtype=torch.bool)
     x0 = encode(clips.video).detach()
-    told = Drawn(given, torch.tensor([True, False]), none, none)
-    shown = first._shown(model, clips, x0, told, torch.Generator().manual_seed(1))
+    asked = Drawn(given, torch.tensor([True, False]), none, none)
+    shown = first._shown(model, clips, x0, asked, torch.Generator().manual_seed(1))
     assert len(seen) == 1
     mixed = seen[0]
     video = clips.video[:1]
@@ -285,7 +285,9 @@ def test_noisy_given_frames_are_encoded_with_a_tenth_to_three_tenths_of_noise(
     assert torch.equal(shown[1], x0[1])
     assert torch.allclose(shown[0], encode(mixed)[0], atol=1e-4)
     stored = replace(clips, encoded={"latents": x0})
-    assert torch.equal(first._shown(model, stored, x0, told, torch.Generator()), x0)  # as the original's cached latents
+    assert torch.equal(
+        first._shown(model, stored, x0, asked, torch.Generator()), x0
+    )  # as the original's cached latents
 
 
 def test_an_unknown_stage_is_named() -> None:
@@ -301,12 +303,12 @@ def test_an_unknown_stage_is_named() -> None:
 
 def test_rates_are_those_of_the_original() -> None:
     """Learning rate, warm-up and decay of the average."""
-    told = {
+    asked = {
         name: (s.learning_rate, s.warmup, s.ema)
         for name in ("v1.0", "v1.1", "v1.2", "v1.3")
         for s in (FAMILY.training.settings(FAMILY.presets[name]),)
     }
-    assert told == {
+    assert asked == {
         "v1.0": (2e-5, 0, 0.9999),
         "v1.1": (2e-5, 0, 0.9999),
         "v1.2": (1e-4, 1000, 0.99),
@@ -321,5 +323,5 @@ def test_the_bound_of_a_perfect_prediction_is_that_of_the_posterior() -> None:
     found = iddpm.loss(torch.cat([EPS, -torch.ones_like(EPS)], 1), X0, z, EPS, step, torch.ones(3, 1, 6, 1, 1))
     assert torch.allclose(found, torch.zeros(3), atol=1e-5)
     worse = iddpm.loss(torch.cat([EPS, torch.ones_like(EPS)], 1), X0, z, EPS, step, torch.ones(3, 1, 6, 1, 1))
-    assert bool((worse > 1e-7).all())
+    assert bool((worse[:2] > 1e-7).all())  # at the last step the range of the variance is next to nothing
     assert process.BETAS.count == 1000

@@ -40,10 +40,10 @@ def test_the_noise_leaves_a_hundred_thousandth_at_time_0(network: Any, batch: An
     """``z = (1 - t) x0 + (1 - (1 - 1e-5)(1 - t)) eps``, in float64 so that this is not lost in rounding."""
     config, model = network("tiny")
     model.transformer = Constant(model.transformer).double()
-    told = batch(config, time=0.25)
+    asked = batch(config, time=0.25)
     x0 = torch.randn(3, 4, 3, 2, 3, dtype=torch.float64)
-    told = replace(told, encoded={name: x0 / config.scale for name in ("latents", "first", "last")})
-    found = recipe.loss(model, config, told, torch.Generator().manual_seed(7))
+    asked = replace(asked, encoded={name: x0 / config.scale for name in ("latents", "first", "last")})
+    found = recipe.loss(model, config, asked, torch.Generator().manual_seed(7))
     g = torch.Generator().manual_seed(7)
     torch.randn(3, generator=g)
     eps = torch.randn(3, 4, 3, 2, 3, generator=g).double()
@@ -59,23 +59,23 @@ def test_states_and_pooled_are_each_dropped_in_0_316_and_both_in_a_tenth(network
     config, model = network("tiny")
     encoded = {"states": torch.ones(20_000, 1, 2), "pooled": torch.ones(20_000, 2)}
     encoded |= {f"empty_{name}": torch.zeros_like(value) for name, value in encoded.items()}
-    told = Batch(torch.zeros(1), ["a ball"] * 20_000, torch.zeros(1), encoded=encoded)
-    states, pooled = text.of_second(model, config, told, torch.Generator().manual_seed(1))
+    asked = Batch(torch.zeros(1), ["a ball"] * 20_000, torch.zeros(1), encoded=encoded)
+    states, pooled = text.of_second(model, config, asked, torch.Generator().manual_seed(1))
     gone = states[:, 0, 0] == 0, pooled[:, 0] == 0
     assert [float(each.float().mean()) for each in gone] == pytest.approx([0.3162, 0.3162], abs=0.01)
     assert float((gone[0] & gone[1]).float().mean()) == pytest.approx(0.1, abs=0.01)
-    kept = text.of_second(model, config, replace(told, drops=False), torch.Generator().manual_seed(1))
+    kept = text.of_second(model, config, replace(asked, drops=False), torch.Generator().manual_seed(1))
     assert bool((kept[0] == 1).all())
     assert bool((kept[1] == 1).all())
 
 
 def test_a_dropped_caption_of_a_small_model_is_its_empty_one(network: Any, batch: Any) -> None:
     config, model = network("tiny")
-    told = batch(config, 40)
+    asked = batch(config, 40)
     with torch.no_grad():
-        states, pooled = text.of_second(model, config, told, torch.Generator().manual_seed(1))
-        full = text.of_second(model, config, replace(told, drops=False), torch.Generator())
-        empty = text.of_second(model, config, replace(told, captions=[""] * 40, drops=False), torch.Generator())
+        states, pooled = text.of_second(model, config, asked, torch.Generator().manual_seed(1))
+        full = text.of_second(model, config, replace(asked, drops=False), torch.Generator())
+        empty = text.of_second(model, config, replace(asked, captions=[""] * 40, drops=False), torch.Generator())
     for found, whole, none in zip((states, pooled), full, empty, strict=True):
         same = [(torch.allclose(f, w), torch.allclose(f, n)) for f, w, n in zip(found, whole, none, strict=True)]
         assert {*same} == {(True, False), (False, True)}
@@ -87,14 +87,14 @@ def test_given_frames_are_encoded_alone_whatever_the_other_clips_of_the_batch_gi
 ) -> None:
     """Head, tail, loop and nothing in one batch; the last latent frame stands for the last image alone."""
     config, model = network(preset)
-    told = batch(config, 4)
-    mask = told.mask.clone()
+    asked = batch(config, 4)
+    mask = asked.mask.clone()
     mask[0, :, 0] = mask[1, :, -1] = mask[2, :, [0, -1]] = 1
-    x0, shown = given.latents(model, config, replace(told, mask=mask))
+    x0, shown = given.latents(model, config, replace(asked, mask=mask))
     encode = codec_of(config, model).encode
     with torch.no_grad():
-        first, last = encode(told.video[:, :, :1]), encode(told.video[:, :, -1:])
-        assert torch.allclose(x0, encode(told.video), atol=1e-4)
+        first, last = encode(asked.video[:, :, :1]), encode(asked.video[:, :, -1:])
+        assert torch.allclose(x0, encode(asked.video), atol=1e-4)
     expected = torch.zeros_like(shown)
     for clip, place, frame in ((0, 0, first), (1, -1, last), (2, 0, first), (2, -1, last)):
         expected[clip, 0, place] = 1
@@ -124,16 +124,16 @@ def test_precomputed_latents_give_the_same_loss(preset: str, frames: tuple[int, 
 
 def test_precomputed_latents_refuse_other_canvases(network: Any, batch: Any) -> None:
     config, model = network("tiny")
-    told = batch(config)
-    encoded = FAMILY.training.tuning.encode(model, told.video)
-    region = told.mask.clone()
+    asked = batch(config)
+    encoded = FAMILY.training.tuning.encode(model, asked.video)
+    region = asked.mask.clone()
     region[:, :, :, :8] = 1
     for mask, said in (
-        (masked(told, 0, 1, 2).mask, "of the first and last frame"),
+        (masked(asked, 0, 1, 2).mask, "of the first and last frame"),
         (region, "whole frames, not regions"),
     ):
         with pytest.raises(BadRequest, match=said):
-            given.latents(model, config, replace(told, mask=mask, encoded=encoded))
+            given.latents(model, config, replace(asked, mask=mask, encoded=encoded))
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1", "1.2", "1.3"])

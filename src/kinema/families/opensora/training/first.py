@@ -118,11 +118,11 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -
 
 
 def _inputs(network: OpenSora1, config: Config, batch: Batch, x0: Tensor, generator: Generator) -> Inputs:
-    told = drawn(config, batch, x0.shape[2], generator)
-    states, tokens = text.of_first(network, config, batch, told.text_dropped_B)
-    given_BT, given, generated_BT = told.given_BT.to(x0.device), None, None
+    chosen = drawn(config, batch, x0.shape[2], generator)
+    states, tokens = text.of_first(network, config, batch, chosen.text_dropped_B)
+    given_BT, given, generated_BT = chosen.given_BT.to(x0.device), None, None
     if config.stdit.takes_given:
-        given = Given(_shown(network, batch, x0, told, generator), given_BT)
+        given = Given(_shown(network, batch, x0, chosen, generator), given_BT)
     elif config.stdit.holds_frames:
         generated_BT = ~given_BT
     return Inputs(network.transformer, states, tokens, about(config, batch), generated_BT, given)
@@ -170,14 +170,14 @@ def about(config: Config, batch: Batch) -> About:
     return About(fps_B.to(batch.mask.device), *config.published(height, width))
 
 
-def _shown(network: OpenSora1, batch: Batch, x0: Tensor, told: Drawn, generator: Generator) -> Tensor:
+def _shown(network: OpenSora1, batch: Batch, x0: Tensor, chosen: Drawn, generator: Generator) -> Tensor:
     """1.3's input: given latents, zero where nothing is given or where they are hidden.
 
     Those of noisy kinds are encoded with noise in their pixels; precomputed ones have none, as in the original.
     """
     seeds = batch.own(torch.randint(2**31, (batch.count,), generator=generator)).tolist()
     shown = x0.clone()
-    for clip, (seed, noisy) in enumerate(zip(seeds, told.noisy_B.tolist(), strict=True)):
+    for clip, (seed, noisy) in enumerate(zip(seeds, chosen.noisy_B.tolist(), strict=True)):
         if noisy and batch.encoded is None:
             own = torch.Generator().manual_seed(seed)
             least, most = NOISE
@@ -186,7 +186,7 @@ def _shown(network: OpenSora1, batch: Batch, x0: Tensor, told: Drawn, generator:
             mixed = share * torch.randn(video.shape, generator=own).to(video) + (1 - share) * video
             with torch.no_grad():
                 shown[clip : clip + 1] = codec_of(network).encode(mixed)
-    seen_BT = told.given_BT & ~told.given_dropped_B[:, None]
+    seen_BT = chosen.given_BT & ~chosen.given_dropped_B[:, None]
     return shown * seen_BT[:, None, :, None, None].to(x0)
 
 

@@ -74,12 +74,12 @@ def of_first(network: OpenSora1, config: Config1, batch: Batch, dropped_B: Tenso
         states, mask = batch.encoded[STATES], batch.encoded[TOKENS].bool()
     else:
         motion = values(batch.motion, len(batch.captions))
-        told = [completed_v1(config.version, *each) for each in zip(batch.captions, motion, strict=True)]
+        completed = [completed_v1(config.version, *each) for each in zip(batch.captions, motion, strict=True)]
         if config.words:
-            states, mask = first_model.read_words(network, config, told)
+            states, mask = first_model.read_words(network, config, completed)
         else:
             place = t5.Place(batch.weights, device, batch.encoders)
-            states, mask = t5.encode_masked(told, config.stdit.tokens, config.stdit.text, place, ignore)
+            states, mask = t5.encode_masked(completed, config.stdit.tokens, config.stdit.text, place, ignore)
     states = states.to(device)
     null = network.transformer.y_embedder.null(*states.shape[:2]).to(states)
     return torch.where(dropped_B[:, None, None].to(device), null, states), mask.to(device)
@@ -97,10 +97,10 @@ def beforehand(
         return [{} for _ in captions]
     place = t5.Place(system.weights.place, system.device, system.weights.outside)
     if isinstance(config, Config1):
-        told = [completed_v1(config.version, *each) for each in zip(captions, motion, strict=True)]
-        states, mask = t5.encode_masked(told, config.stdit.tokens, config.stdit.text, place, ignore)
+        completed = [completed_v1(config.version, *each) for each in zip(captions, motion, strict=True)]
+        states, mask = t5.encode_masked(completed, config.stdit.tokens, config.stdit.text, place, ignore)
         return [{STATES: each, TOKENS: kept} for each, kept in zip(states, mask, strict=True)]
-    told = [completed_v2(*each) for each in zip(captions, fps, motion, strict=True)]
+    completed = [completed_v2(*each) for each in zip(captions, fps, motion, strict=True)]
     widths = (config.transformer.text, config.transformer.vector)
-    states, pooled = t5.encode(told, config.text_length, widths, place, ignore)
+    states, pooled = t5.encode(completed, config.text_length, widths, place, ignore)
     return [{STATES: each, POOLED: vector} for each, vector in zip(states, pooled, strict=True)]
