@@ -56,6 +56,7 @@ ADD_ONS: dict[str, str] = {
 SHIPPED: dict[str, str] = {
     "animatediff": "kinema.families.animatediff.pocket.shipped:SHIPPED",
     "lumiere": "kinema.families.lumiere.shipped:SHIPPED",
+    "opensora": "kinema.families.opensora.pocket.shipped:SHIPPED",
     "svd": "kinema.families.svd.pocket.shipped:SHIPPED",
     "zoetrope": "kinema.families.zoetrope.shipped:SHIPPED",
 }

@@ -97,6 +97,14 @@ def test_a_dry_run_lists_the_runs_and_trains_nothing(capsys):
     assert not Path("runs").exists()
 
 
+def test_a_preset_that_takes_several_runs_is_trained_by_one_command(capsys):
+    assert main(["train", "opensora/pocket", "--out", "runs/mine", "--seed", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "kinema train opensora/pocket --out runs/mine/codec --stage codec --seed 2",
+        "kinema train runs/mine/codec/model.safetensors --out runs/mine/flow --stage flow --seed 2",
+    ]
+
+
 def test_a_dry_run_with_json_events_prints_one_event_per_run(capsys):
     words = ["train", "--shipped", "svd-pocket", "--dry-run"]
     assert main(words) == 0

@@ -114,3 +114,10 @@ def test_a_model_is_grown_once_from_the_named_file(tmp_path, monkeypatch):
     for _ in range(2):
         shipped.train_shipped("small", {**OPTIONS, "out": str(tmp_path)})
     assert calls == [(tmp_path / "first/model.safetensors", tmp_path / "second-start.safetensors")]
+
+
+def test_a_preset_that_takes_several_runs_is_trained_by_them_unless_another_run_is_asked_for():
+    assert shipped.of_preset({"model": "opensora/pocket", "seed": 1, "steps": 3}) == "opensora-pocket"
+    assert shipped.of_preset({"model": "opensora/pocket", "stage": "codec"}) is None
+    assert shipped.of_preset({"model": "opensora/tiny"}) is None
+    assert shipped.of_preset({}) is None

@@ -59,6 +59,8 @@ def train(argv: Sequence[str]) -> int:
     help_page = ("kinema train", TRAIN_ABOUT, TRAIN_EXAMPLE, TRAIN_GROUPS)
     given, show_options = _read(target, argv, *help_page, SHIPPED)
     name, dry_run = given.pop("shipped", None), given.pop("dry_run", False)
+    if name is None and (name := registry.resolve("kinema.training.shipped:of_preset")(given)) is not None:
+        del given["model"]
     if dry_run and name is None:
         raise BadRequest("--dry-run needs --shipped NAME: it lists the runs that train shipped weights")
     if dry_run:

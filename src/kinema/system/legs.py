@@ -7,7 +7,7 @@ A family defines the sequence next to its training settings, `registry.SHIPPED` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -46,6 +46,8 @@ class ShippedRuns:
 
     legs: Mapping[str, ShippedRun]
     files: Mapping[str, str]
+    presets: Mapping[str, str] = field(default_factory=dict)
+    """Presets that several runs train from scratch, such as "opensora/pocket", and the file that the runs write."""
 
     def towards(self, name: str) -> dict[str, ShippedRun]:
         """The runs that a shipped file needs, in order."""

@@ -166,7 +166,9 @@ class Training(Protocol):
         """Support for training stages, parts, LoRAs and pre-encoded clips; None: only full training."""
         return None
 
-    @property
-    def times(self) -> Sequence[float]:
-        """Times in [0, 1] at which validation reports the loss; it then reads `Batch.time`. Empty: no such report."""
+    def times(self, config: Any) -> Sequence[float]:  # noqa: ARG002
+        """Return times in [0, 1] at which validation reports the loss, which then reads `Batch.time`.
+
+        Empty: no such report.
+        """
         return ()

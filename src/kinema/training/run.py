@@ -152,7 +152,7 @@ def validate(run: Run) -> float:
 def by_time(run: Run) -> dict[float, float]:
     """The same loss at each of the family's `Training.times`; empty for a family without."""
     with run.ema.applied(run.model):
-        return {time: _held_out(run, time) for time in run.system.family.training.times}
+        return {time: _held_out(run, time) for time in run.system.family.training.times(run.system.config)}
 
 
 def _held_out(run: Run, time: float | None = None) -> float:

@@ -65,6 +65,14 @@ def plan(name: str, given: Mapping[str, Any]) -> dict[str, Planned]:
     return runs
 
 
+def of_preset(given: Mapping[str, Any]) -> str | None:
+    """The file whose runs train the preset ``given["model"]``, if it takes several and no other run is asked for."""
+    if given.keys() - {"model", *FREE}:
+        return None
+    every = [registry.resolve(target) for target in registry.SHIPPED.values()]
+    return next((file for shipped in every if (file := shipped.presets.get(given.get("model")))), None)
+
+
 def lines(name: str, given: Mapping[str, Any]) -> list[str]:
     """The plan as shell commands, with comments for grown models."""
     result = []

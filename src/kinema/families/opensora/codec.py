@@ -135,4 +135,4 @@ class VideoCodec:
 
 def codec_of(config: Config, model: OpenSora) -> VideoCodec:
     """The codec of a model."""
-    return VideoCodec(model.vae, config.scale, causal=config.vae == "hunyuan")
+    return VideoCodec(model.vae, config.scale, causal=config.causal)

@@ -16,7 +16,7 @@ from kinema.canvas import Canvas
 from kinema.conditioning import t5
 from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
 from kinema.diffusion.guidance import Guidance
-from kinema.events import OnEvent
+from kinema.events import OnEvent, ignore
 from kinema.families.opensora import process
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
@@ -24,7 +24,7 @@ from kinema.families.opensora.model import OpenSora, read_words
 from kinema.families.opensora.options import OF_IMAGES, SWITCHES
 from kinema.families.opensora.prompts import completed
 from kinema.schema import BadRequest, MissingFiles, Request
-from kinema.system import Conditions, OpenedModel
+from kinema.system import Batch, Conditions, OpenedModel
 from kinema.vae.given_pixels import encode_given
 
 Text = tuple[Tensor, Tensor]
@@ -63,10 +63,15 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
 
 
 def encode_prompt(system: OpenedModel, request: Request, on_event: OnEvent) -> Mapping[str, Text]:
-    """The prompt, completed with frame rate and motion score, and the negative one as it is, in one pass."""
+    """The prompt, completed with frame rate and motion score if the model takes them, and the negative one as it is, in
+    one pass.
+    """
     config: Config = system.config
-    score = request.extra.get("motion_score", config.motion_score)
-    prompts = [completed(request.prompt, request.fps or config.fps, score), request.negative_prompt.strip()]
+    prompt = request.prompt
+    if config.motion_score is not None:
+        score = request.extra.get("motion_score", config.motion_score)
+        prompt = completed(prompt, request.fps or config.fps, score)
+    prompts = [prompt, request.negative_prompt.strip()]
     states_BMF, pooled_BF = _encoded(system, prompts, on_event)
     return {name: (states_BMF[i : i + 1], pooled_BF[i : i + 1]) for i, name in enumerate(("positive", "negative"))}
 
@@ -97,6 +102,20 @@ def check_encoders(system: OpenedModel) -> None:
         raise MissingFiles(*faults)
 
 
+def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
+    """States and pooled embeddings of a batch's captions, as they are."""
+    if config.words:
+        return read_words(model, config, batch.captions)
+    device = model.transformer.img_in.weight.device
+    return t5.encode(
+        batch.captions,
+        config.text_length,
+        _widths(config),
+        t5.Place(batch.weights, device, batch.encoders),
+        ignore,
+    )
+
+
 def _widths(config: Config) -> tuple[int, int]:
     return config.transformer.text, config.transformer.vector
 
@@ -108,7 +127,8 @@ def given(system: OpenedModel, canvas: Canvas) -> Tensor | None:
     """
     if canvas.empty:
         return None
-    content, mask = encode_given(system.encode, latent_grid(system.config), canvas.video, canvas.mask)
+    visible = canvas.video * canvas.mask
+    content, mask = encode_given(system.encode, latent_grid(system.config), visible, canvas.mask)
     return torch.cat([mask.to(content), content * mask.to(content)], dim=1)
 
 

@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from kinema.checkpoints.settings import build_config
+from kinema.data import playroom
 from kinema.families.opensora.dc_ae import DCAEConfig
 from kinema.families.opensora.mmdit import MMDiTConfig
+from kinema.families.opensora.pocket.codec import PocketCodecConfig
 
-VAE = Literal["hunyuan", "dc-ae"]
+VAE = Literal["hunyuan", "dc-ae", "pocket"]
+Stage = Literal["codec", "flow"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Config:
     """Of the prompt."""
     image_guidance: float = 3.0
     """Of given frames."""
-    motion_score: float = 4.0
-    """How much moves (VMAF motion), as a sentence at the end of the prompt."""
+    motion_score: float | None = 4.0
+    """How much moves (VMAF motion), as a sentence at the end of the prompt after one with the frame rate; None: prompts
+    are taken as they are, without either."""
     shift: float | None = field(default=None)
     """The flow's shift; None is the published function of tokens and frames."""
 
@@ -56,23 +60,32 @@ class Config:
     vae: VAE = "hunyuan"
     hunyuan: HunyuanConfig = HunyuanConfig()
     dc_ae: DCAEConfig = DCAEConfig()
+    pocket: PocketCodecConfig = PocketCodecConfig()
 
     text_length: int = 512
     """Tokens of T5, padding among them: nothing masks it, so the network attends to padding, as in training."""
     words: tuple[str, ...] = ()
     """The vocabulary of a small model that learns its own text embeddings; none: T5 and CLIP."""
+    stage: Stage = "flow"
+    """What is trained: the transformer with its words, or a pocket model's codec."""
     absent: tuple[Literal["vae"], ...] = ()
     """What the model's files do not have, so that it must be added."""
 
     @property
     def stride(self) -> tuple[int, int, int]:
         """Pixels of one latent cell along (time, height, width)."""
-        return self.dc_ae.stride if self.vae == "dc-ae" else self.hunyuan.stride
+        strides = {"hunyuan": self.hunyuan.stride, "dc-ae": self.dc_ae.stride, "pocket": self.pocket.stride}
+        return strides[self.vae]
+
+    @property
+    def causal(self) -> bool:
+        """Whether the codec gives the first frame a latent frame of its own."""
+        return self.vae != "dc-ae"
 
     @property
     def scale(self) -> float:
         """By which latents are multiplied; the DC-AE's are not scaled in the published sampling."""
-        return 1.0 if self.vae == "dc-ae" else self.hunyuan.scale
+        return self.hunyuan.scale if self.vae == "hunyuan" else 1.0
 
     @property
     def multiple(self) -> int:
@@ -121,7 +134,34 @@ TINY_DC_AE = replace(
     vae="dc-ae",
     dc_ae=DCAEConfig(16, (32, 32, 64, 64), (1, 1, 1, 1), (1, 1, 1, 1), attention_from=2, temporal=(1, 2)),
 )
+POCKET = replace(
+    V2,
+    frames=17,
+    height=64,
+    width=64,
+    fps=8.0,
+    steps=16,
+    guidance=3.0,
+    motion_score=None,
+    shift=3.0,
+    transformer=MMDiTConfig(
+        channels=32,
+        patch=1,
+        text=128,
+        vector=128,
+        width=192,
+        heads=3,
+        mlp=2.625,
+        double_blocks=1,
+        single_blocks=4,
+        axes=(16, 24, 24),
+    ),
+    vae="pocket",
+    text_length=24,
+    words=tuple(playroom.vocabulary()),
+)
 PRESETS: dict[str, Config] = {
+    "pocket": POCKET,
     "tiny": TINY,
     "tiny-dc-ae": TINY_DC_AE,
     "v2": V2,

@@ -22,7 +22,7 @@ from kinema.events import OnEvent
 from kinema.families.opensora import config as second
 from kinema.families.opensora import model as second_model
 from kinema.families.opensora import v2
-from kinema.families.opensora.training.tuning import TIMES, TUNING
+from kinema.families.opensora.training.tuning import TUNING, times
 from kinema.families.opensora.v1 import conditioning as first_condition
 from kinema.families.opensora.v1 import config as first
 from kinema.families.opensora.v1 import files as first_files
@@ -183,9 +183,8 @@ class TrainingByLine(Training):
     def tuning(self) -> Tuning:
         return TUNING
 
-    @property
-    def times(self) -> Sequence[float]:
-        return TIMES
+    def times(self, config: Config) -> Sequence[float]:
+        return times(config)
 
 
 class OpenSoraFamily:

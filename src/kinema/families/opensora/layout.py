@@ -9,7 +9,7 @@ from kinema.grid import FrameGrid, LatentGrid, Lattice
 def latent_grid(config: Config) -> LatentGrid:
     """HunyuanVideo's codec: 4k + 1 frames become k + 1 latent frames. Video DC-AE: 4k become k, and an image one."""
     time, rows, columns = config.stride
-    causal = config.vae == "hunyuan"
+    causal = config.causal
     frames = FrameGrid(time, causal=causal, image=not causal)
     return LatentGrid(frames, (rows, columns), config.transformer.channels)
 

@@ -12,7 +12,9 @@ from kinema.conditioning.pocket import PocketText, PocketTokenizer
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.dc_ae import VideoDCAE
-from kinema.families.opensora.mmdit import MMDiT
+from kinema.families.opensora.mmdit import MMDiT, Modulation
+from kinema.families.opensora.pocket.codec import PocketCodec
+from kinema.families.opensora.pocket.reader import Reader
 from kinema.vae.causal3d import CausalAutoencoder
 
 
@@ -21,24 +23,40 @@ class OpenSora(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        hunyuan = config.hunyuan
+        hunyuan, self.stage = config.hunyuan, config.stage
         self.transformer = MMDiT(config.transformer)
-        self.vae: CausalAutoencoder | VideoDCAE
+        self.vae: CausalAutoencoder | VideoDCAE | PocketCodec
+        self.reader: Reader | None = None
         if config.vae == "dc-ae":
             self.vae = VideoDCAE(config.dc_ae)
+        elif config.vae == "pocket":
+            self.vae, self.reader = PocketCodec(config.pocket), Reader(config.transformer.width)
+            start_as_identity(self.transformer)
         else:
             self.vae = CausalAutoencoder(hunyuan.channels, hunyuan.layers, hunyuan.latent, hunyuan.temporal)
-        self.vae.requires_grad_(False)
         self.words = (
             PocketText(PocketTokenizer(config.words).size, config.transformer.text, length=config.text_length)
             if config.words
             else None
         )
+        self.requires_grad_(config.stage == "flow")
+        self.vae.requires_grad_(config.stage == "codec")
+
+
+def start_as_identity(transformer: MMDiT) -> None:
+    """Zero the modulations and the output, so that at first blocks change nothing (adaLN-Zero, Peebles & Xie 2023)."""
+    layers = [module.lin for module in transformer.modules() if isinstance(module, Modulation)]
+    for layer in (*layers, transformer.final_layer.linear, transformer.final_layer.adaLN_modulation[1]):
+        nn.init.zeros_(cast(Tensor, layer.weight))
+        nn.init.zeros_(cast(Tensor, layer.bias))
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of the transformer."""
-    transformer = cast(OpenSora, model).transformer
+    """The repeated blocks of the transformer, or of a codec in training."""
+    network = cast(OpenSora, model)
+    if isinstance(network.vae, PocketCodec) and network.stage == "codec":
+        return network.vae.blocks
+    transformer = network.transformer
     return [*transformer.double_blocks, *transformer.single_blocks]
 
 

@@ -31,8 +31,13 @@ _IMAGE = ("image_guidance", "oscillate_image", "dynamic_image")
 def helped(config: Config) -> dict[str, str]:
     """Return one line of help for each option."""
     shift = "from the size" if config.shift is None else plain_number(config.shift)
-    about = {
-        "motion_score": f"motion score, appended to the prompt; default {plain_number(config.motion_score)}",
+    score = config.motion_score
+    about = (
+        {}
+        if score is None
+        else {"motion_score": f"motion score, appended to the prompt; default {plain_number(score)}"}
+    )
+    about |= {
         "image_guidance": f"guidance scale of given frames; default {plain_number(config.image_guidance)}",
         "oscillate": "guidance of the prompt is 1 at every odd step from the tenth on; default true",
         "oscillate_image": "the same for guidance of given frames; default true",
@@ -64,6 +69,8 @@ def check(config: Config, request: Request) -> None:
     if chunk is not None and overlap >= chunk:
         raise BadRequest(f"decode_overlap is {overlap}; expected less than the decode_chunk of {chunk}")
     if "motion_score" in extra:
+        if config.motion_score is None:
+            raise BadRequest("motion_score ends the prompts of published models alone: leave it out for this one")
         _check_motion_score(request)
 
 

@@ -56,10 +56,13 @@ class OpenSoraSampling(Sampling):
         return codec_of(config, cast(OpenSora, model))
 
     def honours(self, config: Config, kind: str) -> tuple[str, ...]:
-        """Whole frames by the transformer's own input where it has one, regions by guidance."""
+        """Whole frames by the transformer's own input where it has one; regions too where it was trained with them,
+        else by guidance.
+        """
         if kind == "nothing":
             return ("native",)
-        own = ("native",) if config.transformer.conditioned and kind != "region" else ()
+        trained = kind != "region" or config.vae == "pocket"
+        own = ("native",) if config.transformer.conditioned and trained else ()
         return (*own, "replacement", "reconstruction")
 
     def check(self, config: Config, request: Request) -> None:

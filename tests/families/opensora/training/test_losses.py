@@ -296,7 +296,7 @@ def test_an_unknown_stage_is_named() -> None:
         FAMILY.training.settings(replace(config, stage="stage9"))
     with pytest.raises(BadRequest, match="no training stage 'stage9'; expected one of adapt, stage1, stage2, stage3"):
         FAMILY.training.tuning.staged(config, "stage9")
-    with pytest.raises(BadRequest, match="has no training stages"):
+    with pytest.raises(BadRequest, match="has no training stage"):
         FAMILY.training.tuning.staged(FAMILY.presets["tiny"], "stage1")
     assert FAMILY.training.settings(FAMILY.training.tuning.staged(config, "stage3")).warmup == 1000
 

@@ -59,6 +59,8 @@ def check_slot(names: tuple[str, ...], slot: str, source: Source) -> None:
 
 
 def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
+    if config.vae == "pocket":
+        raise BadRequest("this small model has its own codec, which no file replaces; leave vae out")
     vae = vae_file.recognise(source.header, source.config(""))
     wanted = f"{vae_file.TITLES[config.vae]} ({config.transformer.channels} channels)"
     file = f"add {vae_file.FILES[config.vae]}"

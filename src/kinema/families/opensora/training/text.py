@@ -6,13 +6,14 @@ Letters: B clips, M tokens, F features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
 
 from kinema.conditioning import t5
 from kinema.events import ignore
-from kinema.families.opensora import model as second_model
+from kinema.families.opensora.conditioning import training_text
 from kinema.families.opensora.config import Config as Config2
 from kinema.families.opensora.model import OpenSora
 from kinema.families.opensora.training.captions import completed_v1, completed_v2, values
@@ -48,20 +49,13 @@ def _shown(network: OpenSora, config: Config2, batch: Batch) -> tuple[Tensor, Te
         return batch.encoded[STATES], batch.encoded[POOLED]
     clips = len(batch.captions)
     about = zip(batch.captions, values(batch.fps, clips), values(batch.motion, clips), strict=True)
-    return _read(network, config, batch, [completed_v2(*each) for each in about])
+    return training_text(network, config, replace(batch, captions=[completed_v2(*each) for each in about]))
 
 
 def _nothing(network: OpenSora, config: Config2, batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.encoded is not None and STATES in batch.encoded:
         return batch.encoded[EMPTY + STATES], batch.encoded[EMPTY + POOLED]
-    return _read(network, config, batch, [""])
-
-
-def _read(network: OpenSora, config: Config2, batch: Batch, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    if config.words:
-        return second_model.read_words(network, config, captions)
-    widths, device = (config.transformer.text, config.transformer.vector), network.transformer.img_in.weight.device
-    return t5.encode(captions, config.text_length, widths, t5.Place(batch.weights, device, batch.encoders), ignore)
+    return training_text(network, config, replace(batch, captions=[""]))
 
 
 # ------------------------------------------------------------------------------------ 1.0 to 1.3

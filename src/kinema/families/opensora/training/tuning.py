@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
 from kinema.families.opensora.config import Config as Config2
 from kinema.families.opensora.model import OpenSora
+from kinema.families.opensora.pocket.codec import PocketCodec
 from kinema.families.opensora.training import adapters, first, given, text
 from kinema.families.opensora.training.stages import STAGES, stage_of
 from kinema.families.opensora.v1.config import Config as Config1
@@ -21,12 +22,19 @@ from kinema.system import OpenedModel, Tuning
 Config = Config1 | Config2
 TIMES = tuple(k / 11 for k in range(1, 11))
 """Times of the validation loss, those of the original's eval_loss.py."""
+
+
+def times(config: Config) -> Sequence[float]:
+    """Those of the published models; the pocket model's losses have none."""
+    return () if isinstance(config, Config2) and config.vae == "pocket" else TIMES
+
+
 _ATTENTION = r"(attn|attn_temp)\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|proj)"
 _OF_DOUBLE, _OF_SINGLE = r"(img|txt)_attn\.(q_proj|k_proj|v_proj|proj)", r"q_proj|k_proj|v_mlp|linear2"
 
 
 class OpenSoraTuning(Tuning):
-    """Stages are those of 1.x; parts are by name where a version has them."""
+    """Stages are those of 1.x and of the pocket model; parts are by name where a version has them."""
 
     parts: Mapping[str, str] = {
         "temporal": r"^transformer\.(blocks\.\d+\.attn_temp|temporal_blocks)\.",
@@ -43,8 +51,11 @@ class OpenSoraTuning(Tuning):
     opens_alone = False
 
     def staged(self, config: Config, name: str) -> Config:
+        if isinstance(config, Config2) and config.vae == "pocket" and name in ("codec", "flow"):
+            return replace(config, stage=cast(Any, name))
         if not isinstance(config, Config1):
-            raise BadRequest("this opensora model has no training stages; leave out stage")
+            known = "expected codec or flow" if config.vae == "pocket" else "leave it out"
+            raise BadRequest(f"this opensora model has no training stage {name!r}; {known}")
         if stage_of(config.version, name) is None:
             known = ", ".join(STAGES[config.version])
             raise BadRequest(f"Open-Sora {config.version} has no training stage {name!r}; expected one of {known}")
@@ -64,6 +75,10 @@ class OpenSoraTuning(Tuning):
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
         vae = cast(OpenSora | OpenSora1, model).vae
+        if isinstance(vae, PocketCodec):
+            raise BadRequest(
+                "training of the pocket model needs the pixels of clips; train on the clips themselves"
+            )
         return {f"vae.{name}": x for name, x in vae.state_dict().items() if "decoder." not in name}
 
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
