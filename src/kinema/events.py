@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,8 @@ class TrainStep:
     grad_norm: float
     rate: float
     validation: float | None = None
+    validation_at: Mapping[float, float] | None = None
+    """Held-out loss by time in [0, 1], of families that report it."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def latents(argv: Sequence[str]) -> int:
         "main options": ("model", "out", "frames", "width", "height"),
         "clips": ("frameskip", "stride", "follow_links"),
         "storage": ("dtype", "shard"),
-        "model and device": ("variant", "device", "threads"),
+        "model and device": ("add", "variant", "device", "threads"),
         "progress and configuration": ("quiet", "json_events", "config"),
     }
     given = parse([*options, *REPORTING, CONFIG], argv, "kinema data latents", about, example, groups)

@@ -1,7 +1,8 @@
 """Precomputed latents of clips: safetensors shards with an index, written once and read by every run.
 
 A window is one clip of training length. A shard holds the tensors of its windows (``3.moments``, ``3.context``,
-``3.picture``) and describes the windows in its metadata; ``index.json`` holds the encoding settings and lists the
+``3.picture``), those of their captions where a family encodes text (``3.caption-0.states``; ``empty.states`` of none),
+and describes the windows in its metadata; ``index.json`` holds the encoding settings and lists the
 shards. A shard holds whole clips and is written atomically, so interrupted work resumes after the last complete shard.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ KIND = "kinema-latents"
 MAX_INDEX = 2**26
 """Limit on the bytes of an index: about 500,000 clips."""
 _NOTE = "kinema-windows"
+EMPTY = "empty"
 _SHARD = re.compile(r"shard-(\d{5,9})\.safetensors")
 
 
@@ -51,6 +53,8 @@ class EncodingSettings:
     stride: int
     """Frames from the start of one window to the next."""
     dtype: str
+    text: str = ""
+    """Hash of what the empty caption is encoded to; "" if captions are not encoded."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,16 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_shard(
-    folder: Path, number: int, settings: EncodingSettings, windows: Sequence[tuple[Window, Mapping[str, Tensor]]]
+    folder: Path,
+    number: int,
+    settings: EncodingSettings,
+    windows: Sequence[tuple[Window, Mapping[str, Tensor]]],
+    empty: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write one shard atomically."""
+    """Write one shard atomically; ``empty`` are the tensors of the empty caption."""
     path = folder / f"shard-{number:05d}.safetensors"
     tensors = {f"{i}.{name}": value for i, (_, parts) in enumerate(windows) for name, value in parts.items()}
+    tensors |= {f"{EMPTY}.{name}": value for name, value in (empty or {}).items()}
     description = {"made": asdict(settings), "windows": [asdict(window) for window, _ in windows]}
     files.write_tensors(path, tensors, {_NOTE: json.dumps(description)})
     return path
@@ -156,7 +165,8 @@ def _check_images(path: Path, where: str, windows: int) -> None:
 
 def _typed(kind: Any, data: Any, where: str) -> Any:
     """Build an `EncodingSettings` or `Window` from JSON; raises BadRequest for missing, unknown or mistyped fields."""
-    if not isinstance(data, dict) or set(data) != {f.name for f in fields(kind)}:
+    known = {f.name: f.default is MISSING for f in fields(kind)}
+    if not isinstance(data, dict) or not {n for n, needed in known.items() if needed} <= set(data) <= set(known):
         what = "window" if kind is Window else "encoding settings"
         raise BadRequest(f"{where} is damaged: the fields of its {what} are incomplete or unknown")
     if wrong := mismatch(kind, data):
@@ -246,16 +256,26 @@ class Latents:
         """Return window ``index`` >= 0 of an endless sequence: its first frame 3×1×H×W and the encoded tensors."""
         count = len(self.windows)
         path, place, window = self.windows[shuffled(count, self.seed, index // count)[index % count]]
-        parts = _read(path, place)
-        image = parts.pop("picture")[:, None].float().div_(127.5).sub_(1)
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         which = int(torch.randint(max(1, len(window.captions)), (), generator=g))
+        parts = _read(path, place, which)
+        image = parts.pop("picture")[:, None].float().div_(127.5).sub_(1)
         caption = window.captions[which] if window.captions else ""
         encoded: dict[str, Any] = {name: value.float() for name, value in parts.items()}
-        return TrainingClip(image, caption, fps=window.fps, motion=window.motion, encoded=encoded)
+        return TrainingClip(
+            image, caption, fps=window.fps, motion=window.motion, encoded=encoded, frames=self.settings.frames
+        )
 
 
-def _read(path: Path, place: int) -> dict[str, Tensor]:
+def _read(path: Path, place: int, caption: int) -> dict[str, Tensor]:
+    """The tensors of a window by name, those of one of its captions, and, after ``empty_``, of no caption."""
+    found = {}
     with safe_open(str(path), framework="pt") as opened:
-        names = [name for name in opened.keys() if name.startswith(f"{place}.")]  # noqa: SIM118 (not a mapping)
-        return {name.partition(".")[2]: opened.get_tensor(name) for name in names}
+        for key in opened.keys():  # noqa: SIM118 (not a mapping)
+            owner, _, name = key.partition(".")
+            of_caption, _, inner = name.rpartition(".")
+            if owner == EMPTY:
+                found[f"{EMPTY}_{name}"] = opened.get_tensor(key)
+            elif owner == str(place) and of_caption in ("", f"caption-{caption}"):
+                found[inner] = opened.get_tensor(key)
+    return found

@@ -16,6 +16,7 @@ from kinema.diffusion.schedules import NoiseLevel
 if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
+    from kinema.system.family import OpenedModel
 
 Sampled = TypeVar("Sampled", Tensor, NoiseLevel, list[Tensor], list[int])
 
@@ -30,7 +31,7 @@ class Batch:
 
     ``fps`` and ``motion`` [B] are each clip's frame rate and amount of motion (`kinema.data.motion`), NaN where
     unknown. ``encoded`` holds outputs of the family's frozen networks computed beforehand (`Tuning.encode`); ``video``
-    then has only the first frames.
+    then has only the first frames; ``mask`` has all.
     """
 
     video: Tensor
@@ -50,6 +51,10 @@ class Batch:
     """Index of the first clip within the optimiser step's batch, of which this batch may be a part."""
     step_clips: int | None = None
     """Number of clips in the whole step; None: this batch is all of it."""
+    drops: bool = True
+    """Whether a loss may drop conditions at random; validation keeps them."""
+    time: float | None = None
+    """Time in [0, 1] at which to compute the loss, one of `Training.times`; None: times are drawn."""
 
     @property
     def count(self) -> int:
@@ -91,7 +96,7 @@ class TrainingSettings:
     clip_norm: float = 1.0
     text_drop: float = 0.1
     canvas_mix: Mapping[str, float] = field(default_factory=lambda: {"nothing": 1.0})
-    """Probability of each kind of canvas: nothing, first, ends, prefix, suffix, every, region."""
+    """Probability of each kind of canvas: nothing, first, last, ends, prefix, suffix, every, region."""
     images: int = 0
     """Independent images appended to each clip (VDM's K)."""
     playroom: Playroom | None = None
@@ -129,6 +134,19 @@ class Tuning(Protocol):
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
         """Run the frozen networks on clips; the result is `Batch.encoded`, under names that the loss reads."""
 
+    def encode_captions(
+        self,
+        system: OpenedModel,  # noqa: ARG002
+        captions: Sequence[str],
+        fps: Sequence[float | None],  # noqa: ARG002
+        motion: Sequence[float | None],  # noqa: ARG002
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """Run the frozen text encoders on captions of clips of this frame rate and motion: tensors for each, by name.
+
+        They become part of `Batch.encoded`, as do those of the empty caption, under names that begin with ``empty_``.
+        """
+        return [{} for _ in captions]
+
 
 class Training(Protocol):
     """How a family is trained."""
@@ -147,3 +165,10 @@ class Training(Protocol):
     def tuning(self) -> Tuning | None:
         """Support for training stages, parts, LoRAs and pre-encoded clips; None: only full training."""
         return None
+
+    def times(self, config: Any) -> Sequence[float]:  # noqa: ARG002
+        """Return times in [0, 1] at which validation reports the loss, which then reads `Batch.time`.
+
+        Empty: no such report.
+        """
+        return ()

@@ -1,12 +1,14 @@
 """``kinema data latents``: precompute the outputs of a model's frozen networks for all clips.
 
-Stored for each window: the moments of its latents (so that each step samples the posterior anew), the embedding of
-its first frame, and that frame as uint8 pixels. Training adds noise of a different level to the conditioning image at
-every step before encoding it, so its latents cannot be precomputed; it encodes one frame per clip instead of all.
+Stored for each window: what `kinema.system.Tuning` computes of its pixels and of its captions beforehand, and its first
+frame as uint8 pixels. Of SVD these are the moments of its latents (so that each step samples the posterior anew) and
+the embedding of its first frame: training adds noise of a different level to the conditioning image at every step
+before encoding it, so its latents cannot be precomputed; it encodes one frame per clip instead of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +25,7 @@ from kinema.provenance import file_hash
 from kinema.schema import BadRequest
 from kinema.system import System, Tuning, open_system
 from kinema.training import trainable
-from kinema.training.options import TrainOptions, check_ranges, option
+from kinema.training.options import TrainOptions, check_ranges, option, parse_addons
 from kinema.training.run_folder import claimed
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -37,6 +39,9 @@ class LatentsOptions:
     model: str = option("model to be trained: family/preset, alias, folder or file", "", path=True)
     variant: str | None = option(
         "file variant in a folder (fp16), or the published model of the weights (svd-xt)", None
+    )
+    add: str | None = option(
+        "add-ons, such as vae=hunyuan_vae.safetensors,t5=FOLDER, separated by commas", None, path=True
     )
     out: str = option("folder for the shards; an interrupted one is resumed", "", path=True)
     frames: int | None = option("frames per window", None, 1, 4096)
@@ -88,7 +93,8 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
     clips = _folder(options, system)
     with claimed(Path(options.out)) as out:
         on_event(Phase("load", system.name))
-        settings = _settings(options, system, tuning, clips)
+        empty = _empty(system, tuning, options)
+        settings = _settings(options, system, tuning, clips, empty)
         found = shards.read_shards(out, settings)
         done = {window.clip: window.hash for _, windows in found for window in windows}
         on_event(Phase("encode", f"{len(clips.entries)} clips, {len(done)} already encoded"))
@@ -101,12 +107,12 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
                 continue
             pending += _windows(system, tuning, clips, entry, digest, options)
             if len(pending) >= options.shard:
-                path = shards.write_shard(out, number, settings, pending)
+                path = shards.write_shard(out, number, settings, _with_text(system, tuning, pending, options), empty)
                 number, added = number + 1, added + len(pending)
                 on_event(Note(f"{path.name}: {len(pending)} windows"))
                 pending = []
         if pending:
-            shards.write_shard(out, number, settings, pending)
+            shards.write_shard(out, number, settings, _with_text(system, tuning, pending, options), empty)
             added += len(pending)
         total = shards.write_index(out, settings, clips.skipped)
         if not total:
@@ -118,8 +124,10 @@ def encode(options: LatentsOptions, on_event: OnEvent = ignore) -> Encoded:
 
 def _system(options: LatentsOptions) -> System:
     sizes = TrainOptions(frames=options.frames, height=options.height, width=options.width)
-    opened = open_system(options.model, variant=options.variant, device=options.device)
-    return trainable.with_options(opened, sizes)
+    opened = open_system(options.model, variant=options.variant, device=options.device, add=parse_addons(options.add))
+    system = trainable.with_options(opened, sizes)
+    system.family.training.settings(system.config)  # refuses a model that lacks what it encodes with
+    return system
 
 
 def _folder(options: LatentsOptions, system: System) -> Folder:
@@ -135,7 +143,9 @@ def _folder(options: LatentsOptions, system: System) -> Folder:
     )
 
 
-def _settings(options: LatentsOptions, system: System, tuning: Tuning, clips: Folder) -> EncodingSettings:
+def _settings(
+    options: LatentsOptions, system: System, tuning: Tuning, clips: Folder, empty: Mapping[str, Tensor]
+) -> EncodingSettings:
     return EncodingSettings(
         family=system.family.name,
         networks=shards.hash_of(tuning.frozen(system.model)),
@@ -146,7 +156,32 @@ def _settings(options: LatentsOptions, system: System, tuning: Tuning, clips: Fo
         frameskip=clips.frameskip,
         stride=options.stride or clips.frames,
         dtype=options.dtype,
+        text=shards.hash_of(empty) if empty else "",
     )
+
+
+def _empty(system: System, tuning: Tuning, options: LatentsOptions) -> dict[str, Tensor]:
+    """What the text encoders make of the empty caption; nothing if the family does not encode text beforehand."""
+    (found,) = tuning.encode_captions(system, [""], [None], [None])
+    return _stored(found, options)
+
+
+def _stored(tensors: Mapping[str, Tensor], options: LatentsOptions) -> dict[str, Tensor]:
+    return {name: value.to("cpu", DTYPES[options.dtype]).contiguous() for name, value in tensors.items()}
+
+
+def _with_text(
+    system: System, tuning: Tuning, windows: Sequence[tuple[Window, dict[str, Tensor]]], options: LatentsOptions
+) -> list[tuple[Window, dict[str, Tensor]]]:
+    """The windows with the encoded captions of each; all of a shard at once, since encoders take long to load."""
+    rows = [(i, k, text) for i, (w, _) in enumerate(windows) for k, text in enumerate(w.captions or ("",))]
+    about = [windows[i][0] for i, _, _ in rows]
+    captions = [caption for _, _, caption in rows]
+    encoded = tuning.encode_captions(system, captions, [w.fps or None for w in about], [w.motion for w in about])
+    found = [(window, dict(tensors)) for window, tensors in windows]
+    for (i, k, _), tensors in zip(rows, encoded, strict=True):
+        found[i][1].update({f"caption-{k}.{name}": value for name, value in _stored(tensors, options).items()})
+    return found
 
 
 @torch.no_grad()
@@ -161,7 +196,7 @@ def _windows(  # noqa: PLR0917
     found = []
     for start, clip in clips.windows(entry, options.stride or clips.frames):
         parts = tuning.encode(system.model, clip.video[None].to(system.device, system.dtype))
-        tensors = {key: value[0].to("cpu", DTYPES[options.dtype]) for key, value in parts.items()}
+        tensors = _stored({key: value[0] for key, value in parts.items()}, options)
         tensors["picture"] = ((clip.video[:, 0] + 1) * 127.5).round().to(torch.uint8)
         window = Window(entry.name, digest, start, entry.captions, clip.fps or 0.0, clip.motion)
         found.append((window, tensors))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from kinema.bounds import quoted
 from kinema.schema import BadRequest
 
 
@@ -47,12 +48,14 @@ class TrainOptions:
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
     stage: str | None = option(
         "training stage of the paper: for svd, such as base or finetune; for animatediff, image, style, motion, "
-        "sparsectrl or scribble",
+        "sparsectrl or scribble; for opensora 1.x, such as stage3 or adapt-i2v",
         None,
     )
-    only: str | None = option("svd: train only a part, such as temporal", None)
+    only: str | None = option(
+        "train only a part: for svd, temporal; for opensora, temporal, given or all-but-text", None
+    )
     add: str | None = option(
-        "animatediff: add-ons, such as motion=mm_sd_v15_v2.ckpt, separated by commas",
+        "add-ons, such as motion=mm_sd_v15_v2.ckpt or vae=hunyuan_vae.safetensors, separated by commas",
         None,
         path=True,
     )
@@ -114,3 +117,11 @@ class TrainOptions:
         for name in ("style", "camera", "split"):
             if self.data != "playroom" and getattr(self, name):
                 raise BadRequest(f"{name} applies only to playroom, not to the clips in {self.data}")
+
+
+def parse_addons(text: str | None) -> dict[str, str]:
+    """Parse ``motion=FILE,vae=FILE`` into files by slot."""
+    pairs = [word.partition("=") for word in text.split(",")] if text else []
+    if not all(slot and file for slot, _, file in pairs):
+        raise BadRequest(f"add is {quoted(text)}; expected SLOT=FILE, such as motion=mm_sd_v15_v2.ckpt")
+    return {slot: file for slot, _, file in pairs}

@@ -23,7 +23,7 @@ from kinema.training.options import TrainOptions
 from kinema.training.run_folder import trim_log
 from kinema.training.sources import Source
 
-_EVERY = 10
+_EVERY, _AT = 10, "validation_at"
 
 
 class Log:
@@ -42,7 +42,8 @@ class Log:
     def step(self, event: TrainStep, state: State) -> None:
         if event.index % _EVERY and event.validation is None and event.index < event.total:
             return
-        named = {k: v for k, v in asdict(event).items() if v is not None and k not in ("index", "total")}
+        named = {k: v for k, v in asdict(event).items() if v is not None and k not in ("index", "total", _AT)}
+        named |= {f"{_AT}/{time:.2f}": loss for time, loss in (event.validation_at or {}).items()}
         values = {k: v for k, v in named.items() if math.isfinite(v)}  # JSON has no NaN
         row = {"step": event.index, "seconds": round(state.seconds, 2), **values}
         self._file.write(json.dumps(row) + "\n")

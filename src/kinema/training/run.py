@@ -63,7 +63,7 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)
                 if _due(options.validate_every, event):
-                    event = replace(event, validation=validate(run))
+                    event = validated(run, event, on_event)
                 run.log.step(event, state)
                 on_event(event)
                 report_skipped(run, reported, on_event)
@@ -122,22 +122,45 @@ def gradients(run: Run, batch: Batch) -> tuple[float, float]:
     return loss, float(norm)
 
 
+def validated(run: Run, event: TrainStep, on_event: OnEvent) -> TrainStep:
+    """The event with the held-out loss, and that by time if the family reports it."""
+    loss, at = validate(run), by_time(run)
+    if at:
+        row = ", ".join(f"{time:.2f}: {each:.4g}" for time, each in at.items())
+        on_event(Note(f"step {event.index}, held-out loss by time (0 clean, 1 noise): {row}"))
+    return replace(event, validation=loss, validation_at=at or None)
+
+
 @torch.no_grad()
 def validate(run: Run) -> float:
-    """Mean loss of the averaged weights on fixed held-out clips with fixed noise; exports the best weights."""
+    """Mean loss of the averaged weights on fixed held-out clips with fixed noise; exports the best weights.
+
+    Conditions are not dropped.
+    """
     state = run.state
     with run.ema.applied(run.model):
-        each = [
-            float(losses(run.model, run.system, batch, seed=i, precision=state.precision).mean())
-            for i, batch in enumerate(run.validation)
-        ]
-    loss = sum(each) / len(each)
+        loss = _held_out(run)
     finite = loss if math.isfinite(loss) else None
     state.history.append({"step": state.step, "seconds": state.seconds, "validation": finite})
     if finite is not None and (state.best is None or finite < state.best):
         state.best = finite
         trainable.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.description)
     return loss
+
+
+@torch.no_grad()
+def by_time(run: Run) -> dict[float, float]:
+    """The same loss at each of the family's `Training.times`; empty for a family without."""
+    with run.ema.applied(run.model):
+        return {time: _held_out(run, time) for time in run.system.family.training.times(run.system.config)}
+
+
+def _held_out(run: Run, time: float | None = None) -> float:
+    precision, total = run.state.precision, 0.0
+    for i, batch in enumerate(run.validation):
+        fixed = replace(batch, drops=False, time=time)
+        total += float(losses(run.model, run.system, fixed, seed=i, precision=precision).mean())
+    return total / len(run.validation)
 
 
 def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, precision: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kinema import processor
-from kinema.bounds import printable, quoted
+from kinema.bounds import printable
 from kinema.checkpoints import files
 from kinema.checkpoints.files import RUN_OPTIONS
 from kinema.checkpoints.source import read_json
@@ -26,7 +26,7 @@ from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_bloc
 from kinema.training import checkpoint, optim, trainable
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
-from kinema.training.options import TrainOptions
+from kinema.training.options import TrainOptions, parse_addons
 from kinema.training.outputs import Log
 from kinema.training.sources import Source, open_source
 from kinema.training.stream import Stream
@@ -90,14 +90,6 @@ def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, 
 def _given(options: TrainOptions, *names: str) -> dict[str, Any]:
     """Those of the named options that are set."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def parse_addons(text: str | None) -> dict[str, str]:
-    """Parse ``motion=FILE,vae=FILE`` into files by slot."""
-    pairs = [word.partition("=") for word in text.split(",")] if text else []
-    if not all(slot and file for slot, _, file in pairs):
-        raise BadRequest(f"add is {quoted(text)}; expected SLOT=FILE, such as motion=mm_sd_v15_v2.ckpt")
-    return {slot: file for slot, _, file in pairs}
 
 
 def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:

@@ -46,7 +46,8 @@ class Stream:
         clips = [self.clips.clip(step * self.batch * per_clip + i) for i in range(self.batch * per_clip)]
         videos, captions = [clip.video for clip in clips], [self._drop(clip.caption, g) for clip in clips]
         video = torch.stack(videos[: self.batch])
-        mask = torch.stack([draw_mask(self.settings.canvas_mix, tuple(video.shape[2:]), g) for _ in range(self.batch)])
+        thw = (clips[0].frames or video.shape[2], *video.shape[3:])
+        mask = torch.stack([draw_mask(self.settings.canvas_mix, thw, g) for _ in range(self.batch)])
         batch = Batch(video, captions[: self.batch], mask, **_conditioning(clips[: self.batch]))
         if not self.settings.images:
             return batch
@@ -105,6 +106,8 @@ def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator
 
     if kind == "first":
         mask[:, 0] = 1
+    elif kind == "last":
+        mask[:, -1] = 1
     elif kind == "ends":
         mask[:, [0, -1]] = 1
     elif kind == "prefix":

@@ -20,6 +20,7 @@ from kinema.families.opensora.config import TINY, TINY_DC_AE, Config
 from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.process import VELOCITY
+from kinema.families.opensora.training import text
 from kinema.media.read import read_image, read_video
 from kinema.schema import BadRequest, Clip, Request
 from kinema.system import Batch, System, Weights
@@ -150,7 +151,8 @@ def test_an_empty_caption_is_the_negative_prompt(fill: Any) -> None:
     system.runtime.model = model
     request = Request(prompt="a red ball", **SMALL, frames=9)
     with torch.no_grad():
-        states, pooled = conditioning.training_text(model, TINY, batch(TINY, 1, caption=""))
+        told = replace(batch(TINY, 1, caption=""), drops=False)
+        states, pooled = text.of_second(model, TINY, told, torch.Generator())
         negative = conditioning.encode_prompt(system, request, lambda _event: None)["negative"]
     assert torch.equal(states, negative[0])
     assert torch.equal(pooled, negative[1])
@@ -159,7 +161,7 @@ def test_an_empty_caption_is_the_negative_prompt(fill: Any) -> None:
 def test_the_mix_of_given_frames_is_that_of_the_image_to_video_stage() -> None:
     """t2v 1, i2v head 5, loop 1, tail 1, of 8."""
     told = recipe.settings(TINY)
-    assert told.canvas_mix == {"nothing": 1 / 8, "first": 5 / 8, "ends": 1 / 8, "suffix": 1 / 8}
+    assert told.canvas_mix == {"nothing": 1 / 8, "first": 5 / 8, "ends": 1 / 8, "last": 1 / 8}
     assert told.learning_rate == 5e-5
 
 

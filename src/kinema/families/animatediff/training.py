@@ -23,11 +23,12 @@ from kinema.families.animatediff.files import lora, motion_file
 from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.model import AnimateDiff
 from kinema.schema import BadRequest
+from kinema.system import Tuning
 
 STAGES = ("image", "style", "motion", "sparsectrl", "scribble")
 
 
-class AnimateDiffTraining:
+class AnimateDiffTraining(Tuning):
     """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {}

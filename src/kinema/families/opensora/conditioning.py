@@ -103,10 +103,10 @@ def check_encoders(system: OpenedModel) -> None:
 
 
 def training_text(model: OpenSora, config: Config, batch: Batch) -> Text:
-    """States and pooled embeddings of a batch's captions."""
+    """States and pooled embeddings of a batch's captions, as they are."""
     if config.words:
         return read_words(model, config, batch.captions)
-    device = next(model.transformer.parameters()).device
+    device = model.transformer.img_in.weight.device
     return t5.encode(
         batch.captions,
         config.text_length,

@@ -23,6 +23,7 @@ from kinema.events import OnEvent
 from kinema.families.opensora import config as second
 from kinema.families.opensora import model as second_model
 from kinema.families.opensora import v2
+from kinema.families.opensora.training.tuning import TUNING, times
 from kinema.families.opensora.v1 import conditioning as first_condition
 from kinema.families.opensora.v1 import config as first
 from kinema.families.opensora.v1 import files as first_files
@@ -206,7 +207,10 @@ class TrainingByLine(Training):
 
     @property
     def tuning(self) -> Tuning:
-        return v2.TUNING
+        return TUNING
+
+    def times(self, config: Config) -> Sequence[float]:
+        return times(config)
 
 
 class OpenSoraFamily:

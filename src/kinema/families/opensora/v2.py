@@ -19,7 +19,6 @@ from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.files import lora, opening
 from kinema.families.opensora.model import OpenSora, run
-from kinema.families.opensora.tuning import TUNING
 from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request
 from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training
@@ -127,4 +126,3 @@ class OpenSoraTraining(Training):
 
     loss = staticmethod(recipe.loss)
     settings = staticmethod(recipe.settings)
-    tuning = TUNING

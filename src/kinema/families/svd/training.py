@@ -13,9 +13,10 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.kinds import kind_of
 from kinema.families.svd.model import SVD
 from kinema.schema import BadRequest
+from kinema.system import Tuning
 
 
-class SVDTraining:
+class SVDTraining(Tuning):
     """See `kinema.system.Tuning`."""
 
     parts: Mapping[str, str] = {"temporal": r"^unet\..*(temporal_|time_mixer|time_pos_embed)"}

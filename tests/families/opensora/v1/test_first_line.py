@@ -249,11 +249,6 @@ def test_weights_survive_a_file_and_give_the_same_clip(models: Models, ask: Ask,
     assert torch.equal(again.run(ask(steps=1)).video, models(version).run(ask(steps=1)).video)
 
 
-def test_training_is_refused_with_a_sentence() -> None:
-    with pytest.raises(BadRequest, match=r"^Kinema does not train Open-Sora 1\.2 yet"):
-        registry.family("opensora").training.settings(PRESETS["tiny-1.2"])
-
-
 def test_a_missing_t5_is_named_before_weights_are_read(
     ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

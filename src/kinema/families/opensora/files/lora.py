@@ -87,14 +87,23 @@ def open_lora(source: Source) -> OpenedLora | None:
     raise faults[0]
 
 
-def _layouts(config: Config, modules: Iterable[str]) -> tuple[LoraLayout, ...]:
+def layouts(config: Config) -> tuple[LoraLayout, ...]:
+    """The layouts to write a LoRA of this model in, by its native layers and in its rotary layout."""
+    here = config.transformer.rope
+    native = _file(config, "separate", "half", here).native
+    modules = [f"{PART}{_layer(name)}" for name, shape in native.items() if name.endswith(".weight") and len(shape) > 1]
+    return _layouts(config, modules, here)
+
+
+def _layouts(config: Config, modules: Iterable[str], here: Rope = "half") -> tuple[LoraLayout, ...]:
     """The layouts to write a LoRA of these native layers in."""
     own = {module: (Piece(module.removeprefix(PART)),) for module in modules}
-    split = {f"{PART}{_layer(row.foreign)}": _parts(row, PART) for row in _rows(_file(config, "diffusers", "adjacent"))}
+    rows = _rows(_file(config, "diffusers", "adjacent", here))
+    split = {f"{PART}{_layer(row.foreign)}": _parts(row, PART) for row in rows}
     bare = {piece.module.removeprefix(PART): piece.module for pieces in split.values() for piece in pieces}
     fused = {}
-    turned = {row.foreign: row.how for row in _rows(_file(config, "separate", "adjacent"))}
-    for row in _rows(_file(config, "fused", "adjacent")):
+    turned = {row.foreign: row.how for row in _rows(_file(config, "separate", "adjacent", here))}
+    for row in _rows(_file(config, "fused", "adjacent", here)):
         for name, start in zip(row.native, _starts(row), strict=True):
             how, at = turned[name], (start, row.shape[0]) if row.sizes else None
             piece = Piece(_layer(row.foreign), how=how.backward if how else None, at=at)

@@ -44,6 +44,8 @@ class Config:
     """An aesthetic score for the end of the prompt (1.2 and 1.3); None: no score."""
     align: int | None = field(default=None)
     """Mask strategies' frames are moved to the nearest multiple of it (1.2's sample.py: 5)."""
+    stage: str = ""
+    """The training stage (`training.stages`); "" is the version's last. It matters to training alone."""
 
     words: tuple[str, ...] = ()
     """The vocabulary of a small model that learns its own text embeddings; none: T5."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
 
 from kinema.checkpoints.convert import Layouts
+from kinema.checkpoints.lora_formats import Alias
+from kinema.families.opensora.training import first
 from kinema.families.opensora.v1 import opening, text
 from kinema.families.opensora.v1.config import Config
-from kinema.schema import BadRequest
-from kinema.system import Batch, Checkpoints, Slots, Training, TrainingSettings
+from kinema.system import Checkpoints, Slots, Training
 
 
 class FirstLineCheckpoints(Checkpoints):
@@ -18,6 +18,10 @@ class FirstLineCheckpoints(Checkpoints):
     recognise = staticmethod(opening.open_source)
     convert = staticmethod(opening.convert)
     check_ready = staticmethod(text.check_encoder)
+
+    def lora_aliases(self, config: Config) -> Mapping[str, Alias]:
+        """Names as PEFT has them in the original, where the transformer is all of the model."""
+        return opening.layers(config)
 
     @property
     def slots(self) -> Slots:
@@ -31,10 +35,7 @@ class FirstLineCheckpoints(Checkpoints):
 
 
 class FirstLineTraining(Training):
-    """None yet."""
+    """How 1.0 to 1.3 are trained."""
 
-    def settings(self, config: Config) -> TrainingSettings:
-        raise BadRequest(f"Kinema does not train Open-Sora {config.version} yet; opensora/tiny and opensora/v2 can be")
-
-    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        raise BadRequest(f"Kinema does not train Open-Sora {config.version} yet")
+    loss = staticmethod(first.loss)
+    settings = staticmethod(first.settings)

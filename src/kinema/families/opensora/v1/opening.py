@@ -17,10 +17,12 @@ from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.families.opensora.files import slots, stdit_file, vae_1x_file
 from kinema.families.opensora.files.vae_1x_file import REPOSITORIES, TITLES, Kind, Vae1xFile
+from kinema.families.opensora.stdit import network
 from kinema.families.opensora.stdit.config import STDiTConfig
 from kinema.families.opensora.v1.config import PRESETS, Config
 from kinema.families.opensora.vae1x.vae12 import Sizes12
 from kinema.families.opensora.vae1x.vae13 import Sizes13
+from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system import FoundCheckpoint
 
@@ -90,6 +92,13 @@ def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     file = stdit_file.recognise(_header(tensors), {"num_heads": config.stdit.heads})
     assert file is not None  # it was recognised when the model was opened
     return {f"transformer.{name}": x for name, x in file.to_ours(tensors, "this file").items()}
+
+
+def layers(config: Config) -> dict[str, str]:
+    """The transformer's layers by their names in its own file."""
+    with on_meta():
+        names = [name for name, _ in network.build(config.stdit).named_modules() if name]
+    return {name: f"transformer.{name}" for name in names}
 
 
 def _header(tensors: Mapping[str, Tensor]) -> Header:
