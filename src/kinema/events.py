@@ -48,7 +48,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second."""
+    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second.
+
+    ``bucket`` names the resolution, ratio and length of the batch, for a run with buckets.
+    """
 
     index: int
     total: int
@@ -57,6 +60,7 @@ class TrainStep:
     grad_norm: float
     rate: float
     validation: float | None = None
+    bucket: str | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Batch:
     """Index of the first clip within the optimiser step's batch, of which this batch may be a part."""
     step_clips: int | None = None
     """Number of clips in the whole step; None: this batch is all of it."""
+    bucket: str | None = None
+    """The bucket (`kinema.data.buckets`) whose size all clips have; None: every batch has the same size."""
 
     @property
     def count(self) -> int:

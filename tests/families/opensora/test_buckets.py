@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from kinema import registry
 from kinema.data.buckets import Bucket, Buckets, ClipSize, Order
 from kinema.data.buckets.rule import choose
 from kinema.families.opensora import sizes

@@ -4,7 +4,7 @@ For each resolution and number of frames, a keep probability and the number of c
 
     {"256px": {1: (1.0, 130), 33: ((1.0, 0.5), 14)}, "768px": {33: (0.5, 6)}}
 
-Files are JSON, YAML, or Python, of which only literals are read (`literal`). JSON's keys are texts and its tuples lists.
+Files are JSON, YAML, or Python, of which only literals are read (`literal`). In JSON, keys are texts and pairs lists.
 Published: configs/diffusion/train of the original's main branch, configs/opensora-v1-2/train of its 1.2.
 """
 
@@ -75,8 +75,8 @@ class Buckets:
         if sum(map(len, given.values())) > MAX_ROWS:
             raise BadRequest(f"{where} has more than {MAX_ROWS:,} resolutions and lengths")
         found = {name: _resolution(where, name, lattice) for name in given}
-        for name, rows in given.items():
-            for frames in rows:
+        for name, lengths in given.items():
+            for frames in lengths:
                 _check_size(f"{where}: {name} of {frames} frames", found[name], frames, lattice, model)
         large_first = sorted(given, key=lambda name: found[name].area, reverse=True)
         rows = {name: dict(sorted(given[name].items(), reverse=True)) for name in large_first}
@@ -91,6 +91,11 @@ class Buckets:
     def count(self) -> int:
         """Number of buckets: resolutions × lengths × ratios."""
         return sum(len(rows) * len(self.resolutions[name].sizes) for name, rows in self.rows.items())
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a row has single frames, which images can be in."""
+        return any(rows[1].keep > 0 for rows in self.rows.values() if 1 in rows)
 
     @property
     def largest(self) -> int:

@@ -1,4 +1,4 @@
-"""Read one literal of a Python file without running it: numbers, texts, True, False, None, and tables and lists of them.
+"""Read one literal of a Python file without running it: numbers, texts, True, False, None, tables and lists of them.
 
 The file is split into tokens by the standard library, and only the tokens of the literal are looked at. Nothing is
 compiled or evaluated, and nesting and numbers have the limits of `kinema.bounds`.

@@ -1,8 +1,8 @@
 """Open-Sora's rule that sorts clips into buckets, of 1.1 to 1.3 and of 2.0 (opensora/datasets/bucket.py).
 
-A clip is tried at resolutions and lengths from large to small. A resolution takes clips of at least 0.8 of its area; of
-its lengths, the longest that the clip fills. There the clip is kept with the probability of the row, and otherwise tried
-at the next smaller resolution. Single frames go to rows of one frame. The ratio is the nearest.
+A clip is tried at resolutions and lengths from large to small. A resolution takes clips of at least 0.8 of its area, at
+the longest of its lengths that the clip fills. There the clip is kept with the probability of the row, and otherwise
+tried at the next smaller resolution. Single frames go to rows of one frame. The ratio is the nearest.
 
 Differences of the versions, at c37e6d6 (1.1), bde3c42 (1.2), 2ca632a (1.3) and 7ad6a96 (2.0):
 
