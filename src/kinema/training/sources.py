@@ -49,11 +49,9 @@ def open_source(
     if options.data == "playroom":
         rendering = settings.playroom or Playroom()
         rendered = partial(Rendered, own.frames, own.height, own.width, own.fps)
-        # The best weights are chosen on the second.
-        train, held_out = (
-            rendered(rendering, options.seed),
-            rendered(replace(rendering, split="tuning"), options.seed + 1),
-        )
+        train = rendered(rendering, options.seed)
+        # The best weights are chosen on these.
+        held_out = rendered(replace(rendering, split="tuning"), options.seed + 1)
         return Source(
             train if buckets is None else bucket_sources.rendered(train, buckets),
             held_out if buckets is None else bucket_sources.rendered(held_out, buckets),

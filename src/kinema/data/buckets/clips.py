@@ -119,10 +119,10 @@ def of_folder(folder: Folder, order: Order) -> ByBucket:
 
 
 def empty_note(order: Order) -> str:
-    """A sentence on the rows that no clip fits; "" if there are none."""
-    rows = ", ".join(f"{name} of {frames} frames" for name, frames in order.empty[:6])
+    """A sentence on the rows that no clip is in; "" if there are none."""
+    rows = ", ".join(f"{name} × {frames}" for name, frames in order.empty[:6])
     more = ", …" if len(order.empty) > 6 else ""
-    return f"no clip fits these buckets: {rows}{more}" if rows else ""
+    return f"no clip is in these buckets: {rows}{more}" if rows else ""
 
 
 def _size(clip: ClipSize) -> str:

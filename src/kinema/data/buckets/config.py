@@ -10,6 +10,7 @@ Published: configs/diffusion/train of the original's main branch, configs/openso
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ MAX_ROWS = 4096
 """Limit on the resolutions times lengths of a file; the largest published one has 99."""
 NAME = "bucket_config"
 _EXPECTED = 'expected resolutions such as "256px", each with {frames: (keep probability, clips per batch)}'
+_WHOLE = re.compile(r"[0-9]{1,6}")
 _IGNORED = "_delete_"
 """A key of the configs' own inheritance: the file replaces what its base says."""
 
@@ -69,15 +71,15 @@ class Buckets:
             data = data[NAME]
         if not isinstance(data, Mapping):
             raise BadRequest(f"{where} holds {quoted(data)}; {_EXPECTED}")
-        given = {name: _lengths(where, name, rows) for name, rows in data.items() if name != _IGNORED}
+        found = {str(name): _resolution(where, name, lattice) for name in data if name != _IGNORED}
+        given = {str(name): _lengths(where, str(name), rows) for name, rows in data.items() if name != _IGNORED}
         if not any(row.keep for rows in given.values() for row in rows.values()):
             raise BadRequest(f"{where} keeps no clip; {_EXPECTED}")
         if sum(map(len, given.values())) > MAX_ROWS:
             raise BadRequest(f"{where} has more than {MAX_ROWS:,} resolutions and lengths")
-        found = {name: _resolution(where, name, lattice) for name in given}
         for name, lengths in given.items():
             for frames in lengths:
-                _check_size(f"{where}: {name} of {frames} frames", found[name], frames, lattice, model)
+                _check_size(f"{where}: {name} × {frames}", found[name], frames, lattice, model)
         large_first = sorted(given, key=lambda name: found[name].area, reverse=True)
         rows = {name: dict(sorted(given[name].items(), reverse=True)) for name in large_first}
         return Buckets(rows, {name: found[name] for name in large_first}, lattice.resolutions.rule)
@@ -116,8 +118,8 @@ class Buckets:
             for frames, row in rows.items():
                 if row.batch % parts:
                     raise BadRequest(
-                        f"accumulate is {parts}; expected a divisor of every batch of the buckets, but {name} of "
-                        f"{frames} frames has batches of {row.batch}"
+                        f"accumulate is {parts}; expected a divisor of the batch of every bucket, and that of {name} × "
+                        f"{frames} is {row.batch}"
                     )
 
 
@@ -130,23 +132,17 @@ def _parsed(path: Path) -> Any:
     return from_python(text, where, NAME) if kind == ".py" else readers[kind](text, where)
 
 
-def _lengths(where: str, name: Any, rows: Any) -> dict[int, Row]:
+def _lengths(where: str, name: str, rows: Any) -> dict[int, Row]:
     if not isinstance(rows, Mapping) or not rows:
-        raise BadRequest(f"{where}: {quoted(name)} is {quoted(rows)}; {_EXPECTED}")
+        raise BadRequest(f"{where}: {name} is {quoted(rows)}; {_EXPECTED}")
     found: dict[int, Row] = {}
-    for length, row in rows.items():
-        whole = (
-            length.isascii() and length.isdigit() and len(length) <= len(str(MAX_FRAMES)) + 1
-            if (isinstance(length, str))
-            else isinstance(length, int) and not isinstance(length, bool)
-        )
-        if not whole or not 1 <= int(length) <= MAX_FRAMES:
-            raise BadRequest(
-                f"{where}: a number of frames of {quoted(name)} is {quoted(length)}; expected 1 to {MAX_FRAMES}"
-            )
-        if int(length) in found:
-            raise BadRequest(f"{where}: {quoted(name)} has {int(length)} frames twice; expected each number once")
-        found[int(length)] = _row(f"{where}: {quoted(name)} of {int(length)} frames", int(length), row)
+    for key, row in rows.items():
+        length = int(key) if isinstance(key, str) and _WHOLE.fullmatch(key) else key
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= MAX_FRAMES:
+            raise BadRequest(f"{where}: a number of frames of {name} is {quoted(key)}; expected 1 to {MAX_FRAMES}")
+        if length in found:
+            raise BadRequest(f"{where}: {name} has {length} frames twice; expected each number once")
+        found[length] = _row(f"{where}: {name} × {length}", length, row)
     return found
 
 
@@ -172,7 +168,7 @@ def _is_probability(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def _resolution(where: str, name: Any, lattice: Lattice) -> Resolution:
+def _resolution(where: str, name: object, lattice: Lattice) -> Resolution:
     assert lattice.resolutions is not None
     try:
         return lattice.resolutions.find(str(name))

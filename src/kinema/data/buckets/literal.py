@@ -10,11 +10,14 @@ import ast
 import io
 import tokenize
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from kinema import bounds
 from kinema.schema import BadRequest
 
+MAX_TOKENS = 2**15
+"""Limit on the words and marks of a file; a published config has 700."""
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _WORDS = {"True": True, "False": False, "None": None}
@@ -26,9 +29,12 @@ def from_python(text: str, where: str, name: str) -> Any:
     Raises BadRequest if there is none, and for anything that is not a literal.
     """
     try:
-        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in _SILENT]
+        found = list(islice(tokenize.generate_tokens(io.StringIO(text).readline), MAX_TOKENS + 1))
     except (tokenize.TokenError, SyntaxError, RecursionError, ValueError) as error:
         raise BadRequest(f"{where} is not Python") from error
+    if len(found) > MAX_TOKENS:
+        raise BadRequest(f"{where} holds more than {MAX_TOKENS:,} words and marks; at most that many are read")
+    tokens = [token for token in found if token.type not in _SILENT]
     starts = [
         i + 2
         for i, token in enumerate(tokens[:-1])

@@ -54,7 +54,10 @@ class Order:
 
     @property
     def empty(self) -> list[tuple[str, int]]:
-        """The (resolution, frames) with a keep probability above 0 that no clip can be in."""
+        """The (resolution, frames) that no clip can be in, though they have a keep probability above 0.
+
+        Clips are too short or too small for them, or all go to a longer or larger one.
+        """
         used = set(chain.from_iterable(self.chances))
         return [
             (name, frames)
