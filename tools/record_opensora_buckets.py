@@ -1,7 +1,7 @@
 """Record Open-Sora's own bucket batches, for the parity tests: python tools/record_opensora_buckets.py CLONE
 
-CLONE is a git directory of github.com/hpcaitech/Open-Sora with the commits of `COMMITS`. Its files bucket.py, sampler.py
-and aspect.py run aside; what they import for clusters and tables is replaced by plain Python. Writes
+CLONE is a git directory of github.com/hpcaitech/Open-Sora with the commits of `COMMITS`. Its bucket.py, sampler.py and
+aspect.py run aside; what they import for clusters and tables is replaced by plain Python. Writes
 tests/families/opensora/recorded/buckets.json: for each case the sizes of clips, the configuration, and for two passes
 the bucket of each clip and the batches.
 """
@@ -107,7 +107,7 @@ def upstream(clone: str, version: str) -> tuple[Any, Any]:
         "opensora.datasets.parallel": {"pandarallel": types.SimpleNamespace(initialize=lambda **_: None)},
         "pandarallel": {"pandarallel": types.SimpleNamespace(initialize=lambda **_: None)},
         "opensora.datasets.utils": {
-            "map_target_fps": lambda fps, most: (fps, 1),
+            "map_target_fps": lambda fps, _most: (fps, 1),
             "sync_object_across_devices": lambda x: x,
         },
     }
