@@ -12,7 +12,7 @@ from kinema.families.opensora.stdit.config import PRESETS as STDITS
 from kinema.families.opensora.stdit.config import STDiTConfig, Version, tiny
 from kinema.families.opensora.vae1x.vae12 import Sizes12
 from kinema.families.opensora.vae1x.vae13 import Sizes13
-from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.grid import FrameGrid, LatentGrid, Lattice, Resolution, Resolutions
 
 IMAGE_GUIDED = 3
 """Channels of four that 1.0 and 1.1 guide."""
@@ -86,7 +86,17 @@ class Config:
 
     @property
     def lattice(self) -> Lattice:
-        return Lattice(self.grid, self.multiple, min_side=2 * self.multiple, max_frames=self.longest)
+        return Lattice(
+            self.grid,
+            self.multiple,
+            min_side=2 * self.multiple,
+            max_frames=self.longest,
+            resolutions=None if self.version == "1.0" else Resolutions(self._trained, "1.2"),
+        )
+
+    def _trained(self, name: str) -> Resolution:
+        found = sizes.trained(name, "1.3" if self.version == "1.3" else "1.2")
+        return replace(found, sizes={ratio: self.cut(size) for ratio, size in found.sizes.items()})
 
     @property
     def sizes(self) -> Mapping[str, tuple[int, int]]:
