@@ -39,7 +39,7 @@ def test_three_loops_of_1_1_with_four_pixel_frames() -> None:
     assert applied(groups, 2, 16, (16, 16), V1_1) == (*[Cell(1, 12 + i, 0.0) for i in range(4)], *[None] * 12)
     assert loops.kept(16) == (range(16), range(4, 16), range(4, 16))
     assert loops.total(16) == 40
-    assert per_loop("|0|a|1|b", 3, "1.1") == ("a", "b", "b")
+    assert per_loop("|0|a|1|b", 3) == ("a", "b", "b")
 
 
 def test_frames_that_a_loop_begins_with_may_be_edited_in_1_2() -> None:

@@ -121,16 +121,15 @@ def test_a_bad_table_is_refused_in_one_sentence(tmp_path: Path, content: str, se
 
 def test_each_loop_has_the_last_part_that_begins_before_it() -> None:
     assert per_loop("|0|a|2| b |3|c", 5) == ("a", "a", "b", "c", "c")
-    assert per_loop("|0|a|2|b|3|c", 5, "1.1") == ("a", "a", "b", "c", "c")
     assert per_loop("a|2|b", 2) == ("a|2|b", "a|2|b")
     assert per_loop("|0|a", 2) == ("a", "a")
 
 
-def test_parts_past_the_last_loop_are_refused_in_1_1_alone() -> None:
-    assert per_loop("|0|a|5|b", 2) == ("a", "a")
-    assert per_loop("|0|a|2|b", 2, "1.1") == ("a", "a")
-    with pytest.raises(BadRequest, match="has a part for loop 3; expected loops 0 to 1"):
-        per_loop("|0|a|3|b", 2, "1.1")
+@pytest.mark.parametrize(("loops", "said"), [(1, "1 loop counted"), (2, "2 loops counted")])
+def test_parts_past_the_last_loop_are_refused(loops: int, said: str) -> None:
+    assert per_loop("|0|a|2|b", 3) == ("a", "a", "b")
+    with pytest.raises(BadRequest, match=f"has a part for loop 2, but {said} from 0 will be generated; give loop=3"):
+        per_loop("|0|a|2|b", loops)
 
 
 def test_parts_are_joined_as_they_were() -> None:

@@ -155,16 +155,16 @@ def segments(text: str) -> tuple[tuple[int, str], ...]:
     return tuple(found)
 
 
-def per_loop(text: str, loops: int, version: str = "1.2") -> tuple[str, ...]:
+def per_loop(text: str, loops: int) -> tuple[str, ...]:
     """The prompt of each loop: the last part that begins at it or before.
 
-    Parts that begin after the last loop are unused in 1.2; 1.1 refuses those that begin later than just after it.
+    Raises BadRequest for a part that no loop would have. The original leaves it out, or fails in 1.1.
     """
     parts = segments(text)
-    if version == "1.1" and parts[-1][0] > loops:
+    if (last := parts[-1][0]) >= loops:
         raise BadRequest(
-            f"the prompt {quoted(text)} has a part for loop {parts[-1][0]}; expected loops 0 to {loops - 1}, as many "
-            "as are generated"
+            f"the prompt {quoted(text)} has a part for loop {last}, but {counted(loops, 'loop')} counted from 0 will "
+            f"be generated; give loop={last + 1}, or leave the part out"
         )
     return tuple(next(part for first, part in reversed(parts) if first <= loop) for loop in range(loops))
 

@@ -97,6 +97,8 @@ OPTIONS: Mapping[str, Option] = {
     "sdedit": Switch(("1.3",), "noised given frames stand in the state at every step; default true"),
     "decode_tile": Number(ALL, "side of squares decoded at a time, in latent cells; default all", 4, 4096, whole=True),
 }  # fmt: skip
+MOST_CHARACTERS = 5000
+"""Of a prompt, of which 300 tokens at most are read: the published cleaning takes minutes for a megabyte."""
 _OF_GIVEN = ("image_guidance", "oscillate_image", "dynamic_image", "sdedit")
 
 
@@ -123,11 +125,13 @@ def helped(config: Config) -> dict[str, str]:
 def check(config: Config, request: Request) -> None:
     """Raise BadRequest for unknown options, values out of range, and options without effect in this request."""
     check_values(config, request.extra)
-    extra = request.extra
+    extra, prompts = request.extra, (request.prompt, *request.prompt_spans.values())
+    if (longest := max(map(len, (*prompts, request.negative_prompt)))) > MOST_CHARACTERS:
+        raise BadRequest(f"a prompt has {longest:,} characters; expected at most {MOST_CHARACTERS:,}")
     if "guided_channels" in extra and extra["guided_channels"] > config.stdit.channels:
         raise BadRequest(f"guided_channels is {extra['guided_channels']}; expected 1 to {config.stdit.channels}")
     if scored := [name for name in ("aesthetic_score", "motion_score", "camera_motion") if name in extra]:
-        if not any(prompt.strip() for prompt in (request.prompt, *request.prompt_spans.values())):
+        if not any(prompt.strip() for prompt in prompts):
             raise BadRequest(f"{scored[0]} ends the prompt, which is empty: give a prompt, or leave it out")
     given = native_given(config, request)
     if not given and (name := next((name for name in _OF_GIVEN if name in extra), None)):

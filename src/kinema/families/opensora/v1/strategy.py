@@ -6,6 +6,7 @@ writes them so, and the package generates the clip in blocks, each of which begi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from kinema.values import quoted
 
 LENGTH = {"1.1": 4, "1.2": 5, "1.3": 5}
 """Frames that a loop begins with: of pixels in 1.1, else of latents."""
-MOST_LOOPS = 256
+NUMBERED = re.compile(r"\|\s*-?\d+\s*\|")
+"""A prompt that begins so has parts for loops."""
 MOST_REFERENCES = 64
 
 
@@ -32,6 +34,8 @@ def references(extra: Mapping[str, Any]) -> tuple[str, ...]:
     paths = given.split(";") if isinstance(given, str) else [str(given)] if isinstance(given, Path) else given
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
         raise BadRequest(f"reference_path is {quoted(given)}; expected files joined by ;")
+    if any(not str(path).strip() for path in paths):
+        raise BadRequest(f"reference_path is {quoted(given)}, which has an empty path; expected files joined by ;")
     return tuple(map(str, paths))
 
 
@@ -67,15 +71,18 @@ def settled(config: Config, request: Request) -> Request:
     found = loops(config, extra)
     if found is not None and request.frames is None:
         request = replace(request, frames=found.total(config.frames))
-    return _with_prompts(config, request, found) if request.prompt.startswith(prompt_file.FIRST) else request
+    if request.prompt.startswith(prompt_file.FIRST):
+        return _with_prompts(config, request, found)
+    if NUMBERED.match(request.prompt):
+        raise BadRequest(f"the prompt {quoted(request.prompt)} does not begin with loop 0; expected such as |0|a|2|b")
+    return request
 
 
 def _with_prompts(config: Config, request: Request, found: Loops | None) -> Request:
     if request.prompt_spans:
         raise BadRequest("the prompt begins with |0| and has parts for loops: leave prompt spans (--prompt-at) out")
     count = 1 if found is None else found.count
-    version = "1.1" if config.version == "1.1" else "1.2"
-    first, *others = parts = prompt_file.per_loop(request.prompt, count, version)
+    first, *others = parts = prompt_file.per_loop(request.prompt, count)
     changed: dict[str, str] = {}
     if found is not None:
         frames = clip_frames(config, request, found)
