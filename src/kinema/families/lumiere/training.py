@@ -10,9 +10,10 @@ from kinema.checkpoints.lora_formats import Lora
 from kinema.families.lumiere.config import Config
 from kinema.families.lumiere.model import of_new_layer
 from kinema.schema import BadRequest
+from kinema.system import Tuning
 
 
-class LumiereTraining:
+class LumiereTraining(Tuning):
     """No stages; ``--only given`` trains the input of given pixels alone, as the paper's fine-tuning."""
 
     parts: Mapping[str, str] = {"given": r"^unet\.conv_given\."}
