@@ -1,10 +1,11 @@
 """Record layers with LoRAs of every kind, computed by LyCORIS and PEFT, for tests/checkpoints/test_lora_kinds.py.
 
-    python tools/record_lora_kinds.py tests/checkpoints/recorded/lora_kinds.safetensors
+    python tools/record_lora_kinds.py tests/checkpoints/recorded
 
-Needs lycoris-lora 4.1.3 and peft 0.21.2, which Kinema does not depend on; install them elsewhere. Each case has the
-weights of a layer (``base.…``), the tensors that the tool writes (``file.…``), an input and the output of the tool's
-own forward pass. Its metadata has what PEFT would write to adapter_config.json.
+Needs lycoris-lora 4.1.3, peft 0.21.2 and diffusers, of which Kinema depends on none; install them elsewhere. In
+``lora_kinds.safetensors``, each case has the weights of a layer (``base.…``), the tensors that the tool writes
+(``file.…``), an input and the output of the tool's own forward pass; the metadata has PEFT's settings. ``peft-unet`` is
+a folder that PEFT saved for a U-Net of `UNET`, with what it adds to each weight in ``peft-unet.safetensors``.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import peft
 import torch
+from diffusers import UNet2DConditionModel
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.full import FullModule
@@ -154,8 +157,35 @@ class _Adapters:
         return [(n, p) for n, p in self.model.named_parameters() if "base_layer" not in n]
 
 
+UNET = {
+    "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 16,
+    "attention_head_dim": 8, "norm_num_groups": 8, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
+
+
+TARGETS = ["to_q", "to_out.0", "proj_in", "conv_in", "down_blocks.0.resnets.0.conv1"]
+
+
+def unet(folder: Path) -> None:
+    """A folder of PEFT: rank-stabilised, with patterns that overlap, for linear layers and convolutions."""
+    config = peft.LoraConfig(
+        r=2, lora_alpha=5, use_rslora=True, target_modules=TARGETS,
+        rank_pattern={"attn2.to_q": 3, "conv_in": 1}, alpha_pattern={"down_blocks.*.to_q": 7, "to_q": 2, "^conv_in": 4},
+    )  # fmt: skip
+    model = peft.get_peft_model(UNet2DConditionModel(**UNET), config)
+    fill(_Adapters(model))
+    model.save_pretrained(folder)
+    layers = {n: m for n, m in model.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    added = {name: each.get_delta_weight("default").detach().contiguous() for name, each in layers.items()}
+    save_file(added, folder.with_suffix(".safetensors"))
+    (folder / "README.md").unlink()
+
+
 def main() -> None:
     torch.manual_seed(0)
+    folder = Path(sys.argv[1])
+    unet(folder / "peft-unet")
     tensors, notes = {}, {}
     cases = {name: by_lycoris(*case) for name, case in LYCORIS.items()}
     cases |= {name: by_peft(*case) for name, case in PEFT.items()}
@@ -163,7 +193,7 @@ def main() -> None:
         tensors |= {f"{name}/{key}": value.contiguous() for key, value in found.items()}
         notes[name] = json.dumps(settings)
     tools = {"lycoris-lora": version("lycoris-lora"), "peft": version("peft"), "torch": torch.__version__}
-    save_file(tensors, sys.argv[1], {**notes, "tools": json.dumps(tools)})
+    save_file(tensors, folder / "lora_kinds.safetensors", {**notes, "tools": json.dumps(tools)})
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from kinema.checkpoints.lora_formats import Merged, Piece, layers_of, read_lora, read_plain
+from kinema.checkpoints.lora_formats import Merged, read_lora
 from kinema.checkpoints.lora_use import Loras, read_loras
-from kinema.schema import BadRequest
 
 RECORDED = Path(__file__).parent / "recorded" / "lora_kinds.safetensors"
-DOWN, UP = torch.randn(2, 6), torch.randn(8, 2)
 
 
 @cache

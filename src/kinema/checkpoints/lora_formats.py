@@ -189,7 +189,10 @@ def match_keys(
     The module is native, or the name of a module in another layout that stands for pieces of native ones.
     """
     native = {name: name for name in modules}
-    bare = {name.removeprefix("unet."): name for name in native if name.startswith("unet.")}
+    # PEFT's files have one component each and do not name it: the denoiser, or the only text encoder.
+    alone = any(name.startswith("text_encoder.") for name in native) and not any("encoder_2." in n for n in native)
+    parts = ("unet.", "text_encoder.") if alone else ("unet.",)
+    bare = {name.removeprefix(part): name for part in reversed(parts) for name in native if name.startswith(part)}
     named = {name: alias if isinstance(alias, str) else name for name, alias in aliases.items()}
     names = Names(native | bare | named)
     found: dict[str, tuple[str, str]] = {}
@@ -208,7 +211,8 @@ def match_keys(
 
 def stems_of(places: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     """The name in the file of each module that `match_keys` found, which PEFT's settings use too."""
-    return {module: split(key)[0] for key, (module, role) in places.items() if role != "alpha"}
+    named = sorted(places.items(), key=lambda item: item[1][1] != "alpha")  # others count where both are there
+    return {module: split(key)[0] for key, (module, _) in named}
 
 
 # ---------------------------------------------------------------------------------------- writing

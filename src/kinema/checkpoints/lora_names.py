@@ -33,10 +33,6 @@ _FLAT: dict[str, tuple[str, ...]] = {
 """Prefixes of names that have "_" for ".", and what they stand for; the first that exists."""
 _DOTTED = {
     "base_model.model.": "",
-    "unet.base_model.model.": "unet.",
-    "text_encoder.base_model.model.": "text_encoder.",
-    "text_encoder_2.base_model.model.": "text_encoder_2.",
-    "transformer.base_model.model.": "transformer.",
     "model.diffusion_model.": "",
     "diffusion_model.": "",
     "module.": "",
