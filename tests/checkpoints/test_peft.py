@@ -39,23 +39,11 @@ def test_patterns_name_layers_as_the_file_does_whatever_they_are_natively(tmp_pa
 
 def test_a_pattern_is_the_end_of_a_name_or_a_whole_name_and_the_first_counts():
     """As in PEFT's get_pattern_key: run on tests/checkpoints/recorded/peft-unet, whose patterns overlap."""
-    found = alphas(
-        {"lora_alpha": 8, "alpha_pattern": {"block.0.out": 3, "out": 1, "^in": 2, "mid.*.q": 4, "k\\.0$": 5}}
-    )
-    names = (
-        "out",
-        "block.1.out",
-        "block.0.out",
-        "in",
-        "block.in",
-        "without",
-        "mid.a.b.q",
-        "x.mid.q",
-        "mid.q",
-        "k.0",
-        "xk.0",
-    )
-    assert [found.of(name) for name in names] == [1, 1, 3, 2, 8, 8, 4, 8, 8, 5, 8]
+    patterns = {"block.0.out": 3, "out": 1, "^in": 2, "mid.*.q": 4, "k\\.0$": 5}
+    expected = {"out": 1, "block.1.out": 1, "block.0.out": 3, "in": 2, "block.in": 8, "without": 8}
+    expected |= {"mid.a.b.q": 4, "x.mid.q": 4, "mid.k": 8, "k.0": 5, "xk.0": 8, "xout": 8}
+    found = alphas({"lora_alpha": 8, "alpha_pattern": patterns})
+    assert {name: found.of(name) for name in expected} == expected
     assert found.of("base_model.model.block.0.out") == 3
     assert alphas({"alpha_pattern": {"out": 1, "block.0.out": 3}}).of("block.0.out") == 1
 

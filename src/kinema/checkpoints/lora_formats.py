@@ -149,7 +149,8 @@ def moved(differences: Differences, aliases: Mapping[str, Alias], where: str) ->
         try:
             pieces = [(piece.module, piece.of(difference)) for piece in alias]
         except BadRequest as kind:
-            raise BadRequest(f"{where} has {kind} at {module}, a layer that this model splits: not supported") from kind
+            expected = "expected one whose rows are independent: this model arranges the layer's rows differently"
+            raise BadRequest(f"{where} has {kind} at {module}; {expected}") from kind
         except (RuntimeError, IndexError, ValueError) as error:
             rows = difference.size(difference.parameters[0])[0]
             raise BadRequest(f"{where} has {rows} rows at {module}, which do not fit this model") from error
