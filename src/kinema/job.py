@@ -130,7 +130,7 @@ def plan_job(
         work.system.family.checkpoints.check_ready(work.system)
     for number, work in enumerate(stages):
         plan = choose_memory_plan(work, bytes_of_other_stages(stages, number))
-        for reason in (*plan.reasons, *precision_notes(work.system)):
+        for reason in (*plan.reasons, *precision_notes(work.system), *lora_notes(work.system)):
             on_event(Note(reason))
         stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
         works.append(replace(work, stage=stage))
@@ -416,6 +416,11 @@ def bytes_of_other_stages(works: Sequence[StageRun], number: int) -> int:
         if other != number and (budgeted if loaded else other < number):
             taken += weight_bytes(system)
     return taken
+
+
+def lora_notes(system: System) -> list[str]:
+    """Return what the user should know of the LoRAs in use: what of their files has no effect."""
+    return [note for file in system.loras.files for note in file.notes]
 
 
 def precision_notes(system: System) -> list[str]:
