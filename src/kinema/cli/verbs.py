@@ -359,7 +359,7 @@ def is_prompt(text: str) -> bool:
 
 
 def conditioning_files(given: Mapping[str, Any]) -> dict[str, Any]:
-    """--control, --ip-image and --embeddings as family options, ``["depth=a.mp4"]`` as ``{"control.depth": "a.mp4"}``."""
+    """--control, --ip-image and --embeddings as family options: ``["depth=a.mp4"]`` is ``{"control.depth": …}``."""
     found: dict[str, list[str]] = {}
     for option in (CONTROL, IP_IMAGE):
         for text in given.get(option.name) or ():

@@ -147,15 +147,15 @@ class OverSteps:
     levels: NoiseLevel
 
     def denoiser(self, make: Callable[[Any], Denoiser]) -> Denoiser:
-        """Return the denoiser that uses ``make(condition)`` for each condition; equal objects are made once."""
-        made = {id(condition): make(condition) for condition in self.conditions}
+        """Return the denoiser that uses ``make(condition)`` for each condition; an object given twice has one."""
+        denoisers = {id(condition): make(condition) for condition in self.conditions}
         # Noise levels recomputed by a solver differ in their last digits.
         log_snrs = [float(self.levels.log_snr[start]) - 1e-4 for start in self.starts]
 
         def denoise(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             sampled = level if level.state is None else level.state
             number = bisect_right(log_snrs, float(sampled.log_snr.min())) - 1
-            return made[id(self.conditions[max(number, 0)])](z_BCTHW, level)
+            return denoisers[id(self.conditions[max(number, 0)])](z_BCTHW, level)
 
         return denoise
 

@@ -136,7 +136,7 @@ def parts(text: str, steps: int) -> list[Part]:
 
 
 def schedule_ignored(text: str) -> bool:
-    """Whether ``|`` outside square brackets, or a last backslash, makes text of a prompt's ``[a:b:0.5]`` and ``[a|b]``."""
+    """Whether ``|`` outside brackets, or a last backslash, makes text of a prompt's ``[a:b:0.5]`` and ``[a|b]``."""
     return _parse(text) is None and re.search(r"\[[^\]]*[:|]", text) is not None
 
 

@@ -72,14 +72,19 @@ def encode(
 
 
 def restored_mean(state_NRLC: Tensor, weight_NRL: Tensor, count_N: Tensor) -> Tensor:
-    """AUTOMATIC1111's emphasis: states times weights, scaled back to the mean of all texts' states in each row."""
+    """AUTOMATIC1111's emphasis: states times weights, scaled back to the mean of all texts' states in each row.
+
+    A row whose mean is zero but for rounding is not scaled.
+    """
 
     def mean(x_NRLC: Tensor) -> Tensor:
         return torch.einsum("nr,n->r", x_NRLC.mean((2, 3)), count_N / count_N.sum())[:, None, None]
 
     weighted = state_NRLC * weight_NRL[..., None]
+    before, after = mean(state_NRLC), mean(weighted)
+    scale = torch.where(after.abs() > 1e-6 * mean(weighted.abs()), before / after, 1)
     changes = (weight_NRL != 1).any(-1).any(0)[:, None, None]
-    return torch.where(changes, weighted * (mean(state_NRLC) / mean(weighted)), state_NRLC)
+    return torch.where(changes, weighted * scale, state_NRLC)
 
 
 def _states(

@@ -10,6 +10,7 @@ from pathlib import Path
 from kinema.bounds import is_regular, printable
 from kinema.registry import unknown_name
 from kinema.schema import BadRequest
+from kinema.values import quoted
 
 MAX_FILES = 20_000
 MAX_DEPTH = 8
@@ -47,9 +48,9 @@ class Folder:
         """Return a file by name. Raises BadRequest with similar names for one that is not there."""
         path = self.files.get(name)
         if path is None:
-            raise BadRequest(unknown_name(what, name, {path.stem for path in self.files.values()}) if self.files else (
-                f"there is no {what} {printable(name, 80)}: its folder has no files of weights"
-            ))  # fmt: skip
+            if not self.files:
+                raise BadRequest(f"there is no {what} {quoted(name)}: its folder has no weight files")
+            raise BadRequest(unknown_name(what, name, {path.stem for path in self.files.values()}))
         if not is_regular(path):
             raise BadRequest(f"{printable(str(path), 200)} is not a regular file; expected a file of weights")
         return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from kinema.conditioning.clip_text import Tokenizer
 from kinema.conditioning.prompts import a1111, comfy
@@ -147,7 +148,7 @@ def _groups(piece: Piece, words: Words) -> list[Row]:
     """The tokens of a piece's text and of the embeddings in it."""
     starts = [match.start() for match in _NAMED.finditer(piece.text)]
     found = []
-    for start, end in zip([0, *starts], [*starts, len(piece.text)], strict=True):
+    for start, end in pairwise(dict.fromkeys([0, *starts, len(piece.text)])):
         part = piece.text[start:end]
         if start in starts:
             name, part = _named(part.removeprefix(EMBEDDING), words.embeddings)

@@ -157,10 +157,10 @@ def over_steps(each: Sequence[Encoded], levels: NoiseLevel, make: Callable[[Sequ
     starts = sorted({0, *(part.last + 1 for own in each for part in own.parts if part.last + 1 < steps)})
     numbers = [tuple(own.at(start) for own in each) for start in starts]
     changes = [at for at in range(len(starts)) if at == 0 or numbers[at] != numbers[at - 1]]
-    made = {key: make(key) for key in dict.fromkeys(numbers)}
+    conditions = {key: make(key) for key in dict.fromkeys(numbers)}
     if len(changes) == 1:
-        return made[numbers[0]]
-    return OverSteps([made[numbers[at]] for at in changes], [starts[at] for at in changes], levels)
+        return conditions[numbers[0]]
+    return OverSteps([conditions[numbers[at]] for at in changes], [starts[at] for at in changes], levels)
 
 
 def parts_of(text: str, syntax: PromptSyntax, steps: int) -> list[Part]:
