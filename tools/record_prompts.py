@@ -179,6 +179,7 @@ def network_of(tokens: int, end: int) -> tuple[Any, Any]:
     own = ClipText(size).eval().requires_grad_(False)
     for parameter in own.parameters():  # random norms, so that the states have a mean
         parameter.add_(torch.randn_like(parameter) * 0.1)
+    own.text_model.final_layer_norm.bias.add_(1)
     config = CLIPTextConfig(
         vocab_size=tokens,
         hidden_size=32,

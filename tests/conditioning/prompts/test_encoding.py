@@ -18,11 +18,12 @@ LONG = "(a red ball:1.3), cat on [dog], " + "sky, in tree, " * 12 + "((red)) BRE
 
 
 def network_of(size: ClipTextSize, seed: int = 0) -> ClipText:
-    """A random network; random scales and offsets of the norms give its states a mean."""
+    """A random network whose states have a mean, which AUTOMATIC1111 restores."""
     torch.manual_seed(seed)
     network = ClipText(size).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
+    network.text_model.final_layer_norm.bias.add_(1)
     return network
 
 
