@@ -20,7 +20,7 @@ from kinema.events import Note, OnEvent, ignore
 from kinema.media.fitting import fit
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
 from kinema.schema import BadRequest, Request
-from kinema.settle import block_frames, own_blocks, rolls_out
+from kinema.settle import block_frames, own_blocks, rolls_out, with_prompt_loras
 from kinema.spans import later, spans_of
 from kinema.stages import ReplayedStage, SettledStage, StageName, Upscaling, replayed, stages_of
 from kinema.system import System
@@ -146,6 +146,7 @@ def build_job(
     hold the runtime's lock.
     """
     recorded = None if isinstance(asked, Request) else asked
+    asked = with_prompt_loras(system, asked, on_event) if isinstance(asked, Request) else asked
     loras = asked.loras if isinstance(asked, Request) else asked[0].request.loras
     system.runtime.use_loras(None if loras is None else system.read_loras({**loras}))
     parts = stages_of(system, asked, on_event) if isinstance(asked, Request) else replayed(system, asked, on_event)

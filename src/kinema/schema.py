@@ -29,6 +29,7 @@ TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "e
 Honour = Literal["auto", "native", "continuation", "replacement", "reconstruction"]
 Colours = Literal["free", "seam", "anchor"]
 Fit = Literal["crop", "pad"]
+PromptSyntax = Literal["a1111", "comfy", "plain"]
 WindowWeights = Literal["flat", "pyramid", "relative", "overlap-linear"]
 NoiseType = Literal["shuffle-context", "repeat-context"]
 LowPass = Literal["butterworth", "gaussian", "ideal", "box"]
@@ -198,6 +199,10 @@ class Request:
     )
     """Parsed by `kinema.spans`; in Python a single frame may be an int."""
     negative_prompt: str = option("text that describes what to avoid", "")
+    prompt_syntax: PromptSyntax | None = option(
+        "how weights and steps are written in prompts: as in AUTOMATIC1111 or ComfyUI, or plain text; default: the "
+        "model's own"
+    )
     seed: int | None = option("random seed; default: random, and stored in the recipe", None, least=0, most=2**63 - 1)
     clips: int = option("clips to generate in one batch", 1, least=1, most=64)
 
@@ -223,6 +228,8 @@ class Request:
     )
 
     loras: Mapping[str, float] | None = option("LoRA files and their weights; default: the model's own", None)
+    lora_folder: str | None = option("folder of the LoRAs that prompts name as <lora:NAME:WEIGHT>", None, path=True)
+    """Not recorded: a job has the files in ``loras``."""
 
     image: str | None = option("image or clip whose first frame starts the video", None, path=True)
     image_model: str | None = option(

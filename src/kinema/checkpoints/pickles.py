@@ -47,6 +47,14 @@ def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
     Raises `BadRequest` for a file that is empty, damaged, without tensors, or contains code, which is
     named and never run. There is deliberately no way to turn this check off.
     """
+    return check_tensors(file, _unwrap(file, read_content(file, device)))
+
+
+def read_content(file: Path, device: str) -> Any:
+    """Return what a ``torch.save`` file contains, tensors and plain data in any nesting; raises as `read_pickle` does.
+
+    The tensors' layouts and shapes are unchecked (`check_tensors`).
+    """
     if file.stat().st_size == 0:
         raise BadRequest(f"{file.name} is empty (0 bytes); expected a weight file")
     _check_size(file)
@@ -62,7 +70,7 @@ def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
         raise BadRequest(_refusal(file, str(error))) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise BadRequest(f"{file.name} cannot be read: it is cut short, damaged or not a weight file") from error
-    return _check_tensors(file, _unwrap(file, content))
+    return content
 
 
 # ---------------------------------------------------------------------------- checks before reading
@@ -141,7 +149,7 @@ class _Limited:
 # ----------------------------------------------------------------------------------------- content
 
 
-def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def check_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors; raises BadRequest for sparse or quantised ones, and for shapes larger than their storage."""
     total = 0
     for name, tensor in tensors.items():

@@ -22,7 +22,7 @@ from kinema.diffusion.schedules import NoiseLevel
 from kinema.events import OnEvent, ignore
 from kinema.schema import BadRequest, Request
 from kinema.settle import with_defaults
-from kinema.system import Conditions, System
+from kinema.system import Conditions, OverSteps, System
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +98,15 @@ class _BatchedPrompts(System):
         return [replace(request, prompt=text, seed=seed + i, clips=1) for i, text in enumerate(self.prompts)]
 
     def _join(self, conditions: Sequence[Any]) -> Any:
+        if any(isinstance(condition, OverSteps) for condition in conditions):
+            return _Unbatched(conditions)
         joined = self.family.sampling.join(conditions)
         return _Unbatched(conditions) if joined is None else joined
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
         if not isinstance(condition, _Unbatched):
-            return self.family.sampling.denoiser(self, condition, frames)
-        each = [self.family.sampling.denoiser(self, one, frames) for one in condition.each]
+            return super().denoiser(condition, frames)
+        each = [super(_BatchedPrompts, self).denoiser(one, frames) for one in condition.each]
 
         def denoise(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             levels = level.batch(len(each)) if len(level) == 1 else level

@@ -25,7 +25,7 @@ from kinema.grid import Lattice
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Request, Shape
 from kinema.system.blocks import compile_blocks
-from kinema.system.family import Codec, Conditions, Family, Process, decode_options
+from kinema.system.family import Codec, Conditions, Family, OverSteps, Process, decode_options
 from kinema.system.precision import WeightPolicy
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
@@ -191,6 +191,8 @@ class System:
         return self.family.sampling.condition(self, text, request, canvas, on_event)
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
+        if isinstance(condition, OverSteps):
+            return condition.denoiser(lambda each: self.denoiser(each, frames))
         return self.family.sampling.denoiser(self, condition, frames)
 
     def prior(self, request: Request, noise_BCTHW: Tensor) -> Tensor:
