@@ -58,6 +58,8 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
         raise BadRequest("--colours applies only to clips with given frames and to block-wise clips: leave it out")
     sampler_options(system, request)
+    if request.spacing is not None or request.karras:
+        system.levels(request)
     free_init(system, request)
     if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
         what = f"strength {request.strength:g} of {request.steps} steps is less than one step"

@@ -20,6 +20,7 @@ from torch import Tensor
 from kinema import bounds
 from kinema.checkpoints import files
 from kinema.checkpoints.files import Header
+from kinema.checkpoints.storage import View
 from kinema.schema import BadRequest
 
 INDEX = "model_index.json"
@@ -48,7 +49,16 @@ class Source:
     @cached_property
     def header(self) -> Header:
         """Names, shapes and dtypes in a file or a network's folder; empty for a pipeline (see `headers`)."""
-        return {} if self.pipeline else files.header(self.path, self.variant)
+        return self._view.header
+
+    @cached_property
+    def _view(self) -> View:
+        return View({}, {}) if self.pipeline else files.viewed(self.path, self.variant)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How a file's weights are stored, where that is not plain."""
+        return self._view.notes
 
     @cached_property
     def metadata(self) -> dict[str, str]:
