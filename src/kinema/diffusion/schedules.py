@@ -328,9 +328,9 @@ def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform", *, karr
       `EDMSigmas` keeps its own range and rho;
     - ``log-snr``: evenly spaced in log-SNR between the schedule's ends, within -20 to 20.
 
-    The last two still start exactly at t = 1, however noisy it is. ``karras`` spaces the steps as "karras" does, between
-    the first and last of the spacing's timesteps, as diffusers' Euler and Heun do; DPM++ and UniPC take the whole
-    schedule, which is the spacing "karras". Raises `BadRequest` for more steps than there are timesteps.
+    The last two still start exactly at t = 1, however noisy it is. ``karras`` spaces the steps as "karras" does, but
+    between the first and last of the spacing's timesteps, as diffusers' Euler and Heun do; DPM++ and UniPC take the
+    whole schedule, which is the spacing "karras". Raises `BadRequest` for more steps than there are timesteps.
     """
     if steps < 1:
         raise BadRequest(f"steps is {steps}; expected at least 1")

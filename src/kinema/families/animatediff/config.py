@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
+from kinema.checkpoints.declared import Predicts
 from kinema.checkpoints.settings import build_config
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
-from kinema.checkpoints.declared import Predicts
 from kinema.diffusion.schedules import BetaKind
 from kinema.schema import Spacing
 

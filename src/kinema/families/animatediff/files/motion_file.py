@@ -195,10 +195,8 @@ def left_note(name: str, taken: Header, left: list[str]) -> tuple[str, ...]:
     """A note on the tensors of a whole U-Net that were not taken."""
     if not left:
         return ()
-    count = counted(len(left), "other tensor")
-    return (
-        f"{name}: {counted(len(taken), 'tensor')} of motion modules were taken; {count} ({first_names(left)}) left",
-    )
+    modules, others = counted(len(taken), "tensor"), counted(len(left), "tensor")
+    return (f"{name} is a whole U-Net: its motion modules ({modules}) are used, not {others} ({first_names(left)})",)
 
 
 def _layout(header: Header) -> MotionLayout | None:
