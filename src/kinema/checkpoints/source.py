@@ -79,10 +79,13 @@ class Source:
             "of an unknown class" if self.index else ""
         )
 
-    def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """Return the content of a component's JSON file; empty if it does not exist."""
+    def config(self, part: str, file: str = "config.json", *, infinite: bool = False) -> dict[str, Any]:
+        """Return the content of a component's JSON file; empty if it does not exist.
+
+        ``infinite`` allows ±Infinity, which diffusers writes for schedulers.
+        """
         place = self.path / part / file
-        return read_json(place) if place.is_file() else {}
+        return read_json(place, infinite=infinite) if place.is_file() else {}
 
     def need(self, parts: Sequence[str]) -> None:
         """Raise BadRequest if a pipeline lacks any of these networks or their configs."""
@@ -125,9 +128,10 @@ class Source:
         return f"sha256-pipeline:{digest.hexdigest()}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """Read a JSON file that contains an object. Raises `BadRequest` for anything else."""
-    data = bounds.from_json(bounds.decoded(bounds.read_bytes(path, MAX_JSON, "a config"), str(path)), str(path))
+    text = bounds.decoded(bounds.read_bytes(path, MAX_JSON, "a config"), str(path))
+    data = bounds.from_json(text, str(path), infinite=infinite)
     if not isinstance(data, dict):
         raise BadRequest(f"{path} is not a JSON object; expected names and values in braces")
     return data

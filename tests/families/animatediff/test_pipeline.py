@@ -83,8 +83,8 @@ def test_a_single_frame_equals_the_image_model(parts, folder, oracle):
     assert ((result + 1) / 2 - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
-def test_v_prediction_with_zero_terminal_snr_equals_the_diffusers_pipeline(folder, tmp_path, spacing):
+def test_v_prediction_with_zero_terminal_snr_equals_the_diffusers_pipeline(folder, tmp_path):
+    """Four steps: diffusers' DDIM goes to t - 1000 // steps, which is the next timestep only if steps divides 1000."""
     import shutil
 
     from diffusers import AnimateDiffPipeline
@@ -94,18 +94,18 @@ def test_v_prediction_with_zero_terminal_snr_equals_the_diffusers_pipeline(folde
     settings = json.loads(place.read_text()) | {
         "prediction_type": "v_prediction",
         "rescale_betas_zero_snr": True,
-        "timestep_spacing": spacing,
+        "timestep_spacing": "trailing",
     }
     place.write_text(json.dumps(settings))
     noise = noise_of()
     reference = AnimateDiffPipeline.from_pretrained(copy)
     reference.set_progress_bar_config(disable=True)
-    sizes = {"num_frames": 8, "height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 4.0}
+    sizes = {"num_frames": 8, "height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 4.0}
     expected = reference(PROMPT, negative_prompt=NEGATIVE, latents=noise.clone(), output_type="pt", **sizes).frames
     model = load(copy, overrides={"norms": "diffusers"})
     assert (model.system.config.predicts, model.system.config.zero_snr) == ("v", True)
     request = Request(
-        prompt=PROMPT, negative_prompt=NEGATIVE, steps=3, guidance=4.0, frames=8, height=16, width=16, seed=0
+        prompt=PROMPT, negative_prompt=NEGATIVE, steps=4, guidance=4.0, frames=8, height=16, width=16, seed=0
     )
     result = model.run(request, noise=noise).video
     assert ((result.transpose(1, 2) + 1) / 2 - expected).abs().max() <= 1e-4

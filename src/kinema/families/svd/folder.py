@@ -180,7 +180,7 @@ def check(source: Source) -> None:
         (processor, "image_mean", _CLIP_MEAN, _CLIP_MEAN),
         (processor, "image_std", _CLIP_STD, _CLIP_STD),
     ):
-        found = source.config(*place).get(key, default)
+        found = source.config(*place, infinite=True).get(key, default)
         if found != expected:
             raise BadRequest(
                 f"{'/'.join(place)} of {source.path} has {key} {printable(str(found), MAX_QUOTED)}; expected {expected}"
@@ -192,7 +192,7 @@ def scheduler_note(source: Source) -> str | None:
 
     `SCHEDULER` has the official ones; settings that it lacks are compared with those that change nothing.
     """
-    config = source.config("scheduler", "scheduler_config.json")
+    config = source.config("scheduler", "scheduler_config.json", infinite=True)
     official = {**HARMLESS, **SCHEDULER}
     differing = [
         f"{printable(name, MAX_QUOTED)} {quoted(value)}"

@@ -1,4 +1,4 @@
-"""Image models and motion modules as people have them: GGUF, scaled float8, whole training checkpoints, v-prediction."""
+"""Image models and motion modules as people have them: GGUF, scaled float8, training checkpoints, v-prediction."""
 
 from __future__ import annotations
 

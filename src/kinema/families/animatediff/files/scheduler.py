@@ -5,6 +5,7 @@ Each setting is honoured, or named in a note, or refused where sampling would go
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast, get_args
@@ -73,7 +74,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 
 def scheduled(config: Config, source: Source) -> tuple[Config, tuple[str, ...]]:
     """Return the config with the folder's scheduler, and notes. Raises `BadRequest` for what it cannot follow."""
-    settings = source.config("scheduler", "scheduler_config.json")
+    settings = source.config("scheduler", "scheduler_config.json", infinite=True)
     if not settings:
         return config, ()
     where = f"{source.path}/scheduler"
@@ -84,8 +85,8 @@ def scheduled(config: Config, source: Source) -> tuple[Config, tuple[str, ...]]:
     if kind not in get_args(BetaKind):
         raise BadRequest(f"{where} has beta_schedule {quoted(kind)}; expected one of {', '.join(get_args(BetaKind))}")
     trained = settings.get("trained_betas") or ()
-    if not isinstance(trained, list | tuple) or not all(_is_number(beta) for beta in trained):
-        raise BadRequest(f"{where} has trained_betas {quoted(trained)}; expected a list of numbers")
+    if not isinstance(trained, list | tuple) or not all(_is_number(beta) and 0 < beta < 1 for beta in trained):
+        raise BadRequest(f"{where} has trained_betas {quoted(trained)}; expected a list of numbers from 0 to 1")
     values: dict[str, Any] = {
         "predicts": NAMES[predicts],
         "betas": (kind, *(_number(settings, f"beta_{end}", default, where) for end, default in _ends(config))),
@@ -192,7 +193,7 @@ def _is_number(value: Any) -> bool:
 
 def _number(settings: Mapping[str, Any], name: str, default: float, where: str) -> float:
     value = settings.get(name, default)
-    if not _is_number(value):
+    if not _is_number(value) or not math.isfinite(value):
         raise BadRequest(f"{where} has {name} {quoted(value)}; expected a number")
     return float(value)
 
