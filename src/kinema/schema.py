@@ -32,6 +32,9 @@ Fit = Literal["crop", "pad"]
 PromptSyntax = Literal["a1111", "comfy", "plain"]
 WindowWeights = Literal["flat", "pyramid", "relative", "overlap-linear"]
 NoiseType = Literal["shuffle-context", "repeat-context"]
+Spacing = Literal[
+    "uniform", "linspace", "respaced", "leading", "trailing", "open-linspace", "open-leading", "karras", "log-snr"
+]
 LowPass = Literal["butterworth", "gaussian", "ideal", "box"]
 
 MAX_FRAMES = 4096
@@ -222,6 +225,11 @@ class Request:
     guidance_rescale: float = option("guidance rescale, 0 to 1 (Lin et al. 2023)", 0.0, least=0, most=1)
     guidance_interval: tuple[float, float] | None = option("log-SNR range in which guidance is applied", None)
     eta: float | None = option("noise added at each step (0 is deterministic)", None, least=0, most=1)
+    spacing: Spacing | None = option(
+        "how steps are spread over the noise levels; default: the model's. leading, trailing and linspace are those of "
+        "diffusers' DDIM and Euler; open-linspace and open-leading are those of its DPM++ and UniPC"
+    )
+    karras: bool = option("space steps as in Karras et al. (2022), between the ends of the spacing", False)
     sampler_options: Mapping[str, float] = field(
         default_factory=dict,
         metadata={"help": "sampler option, such as gamma=0.3 or delta=0.1; may be repeated"},

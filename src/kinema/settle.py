@@ -60,7 +60,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     check_prompts(system, request, in_blocks=in_blocks)
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
         raise BadRequest("--colours applies only to clips with given frames and to block-wise clips: leave it out")
-    sampler_options(system, request)
+    check_sampling(system, request)
     free_init(system, request)
     if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
         what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
@@ -188,6 +188,13 @@ def with_prompt_loras(system: System, request: Request, on_event: OnEvent = igno
     without = {frames: lora_tags.without_tags(text) for frames, text in request.prompt_spans.items()}
     prompt = lora_tags.without_tags(request.prompt)
     return replace(request, prompt=prompt, prompt_spans=without, loras=loras | files, lora_folder=None)
+
+
+def check_sampling(system: System, request: Request) -> None:
+    """Raise BadRequest for options that the sampler lacks, and for spacings that the model's noise levels lack."""
+    sampler_options(system, request)
+    if request.spacing is not None or request.karras:
+        system.levels(request)
 
 
 def sampler_options(system: System, request: Request) -> dict[str, float]:

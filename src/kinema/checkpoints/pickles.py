@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kinema.bounds import MAX_QUOTED, first_names, printable, quoted
+from kinema.checkpoints.storage import TABLES
 from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_WRAPPERS = ("ema", "state_dict", "model", "controlnet")
 _TABLES = ("image_proj", "ip_adapter")
 """Tables of tensors in one file (IP-Adapter), read as ``image_proj.…`` and ``ip_adapter.…``."""
 _IGNORED = ("animatediff_config",)
@@ -202,7 +202,7 @@ def _first_global(file: Path) -> str | None:
 def _unwrap(file: Path, content: Any) -> dict[str, Tensor]:
     for _ in range(3):
         if isinstance(content, Mapping):
-            content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)
+            content = next((content[name] for name in TABLES if isinstance(content.get(name), Mapping)), content)
     if not isinstance(content, Mapping):
         raise BadRequest(f"{file.name} contains a {type(content).__name__}; expected named tensors")
     if content and all(name in _TABLES and isinstance(table, Mapping) for name, table in content.items()):
@@ -213,6 +213,4 @@ def _unwrap(file: Path, content: Any) -> dict[str, Tensor]:
         raise BadRequest(f"{file.name} contains nested tables ({first_names(nested)}); expected named tensors")
     if not tensors:
         raise BadRequest(f"{file.name} contains no tensors; expected named tensors")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors

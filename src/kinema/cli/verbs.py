@@ -83,7 +83,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "clip": ("image", "start", "end", "prompt_spans", "prompt_syntax", "fps", "loop", "clips", "fit"),
     "sampling": (
-        *("sampler", "sampler_options", "eta", "guidance_end", "guidance_rescale", "guidance_interval"),
+        *(
+            "sampler",
+            "spacing",
+            "karras",
+            "sampler_options",
+            "eta",
+            "guidance_end",
+            "guidance_rescale",
+            "guidance_interval",
+        ),
         *("honour", "reconstruction_weight", "colours"),
     ),
     "clips longer than the model's frame window": (

@@ -83,6 +83,8 @@ class Defaults:
     steps: int = 50
     sampler: str = "ddim"
     spacing: Spacing = "uniform"
+    karras: bool = False
+    """Whether steps are spaced as in EDM between the ends of ``spacing``, unless the request sets a spacing."""
     guidance: float = 1.0
     guidance_end: float | None = None
     """Guidance scale of the last frame, for requests that set neither guidance nor guidance_end; None: constant."""

@@ -19,7 +19,7 @@ from kinema.checkpoints.settings import naming_faults
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import NoiseLevel, spaced
+from kinema.diffusion.schedules import NoiseLevel, check_spacing, spaced
 from kinema.events import OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.nn.meta import on_meta
@@ -206,9 +206,12 @@ class System:
         return Noise([request.seed + i for i in range(request.clips)])
 
     def levels(self, request: Request) -> NoiseLevel:
-        """The ``steps + 1`` noise levels of a run, noisiest first."""
-        defaults = self.family.sampling.defaults(self.config)
-        return spaced(self.process(request).schedule, request.steps or defaults.steps, defaults.spacing)
+        """The ``steps + 1`` noise levels of a run, noisiest first. Raises BadRequest for a spacing it does not have."""
+        defaults, schedule = self.family.sampling.defaults(self.config), self.process(request).schedule
+        if request.spacing is not None:
+            check_spacing(schedule, request.spacing)
+        spacing, karras = request.spacing or defaults.spacing, request.spacing is None and defaults.karras
+        return spaced(schedule, request.steps or defaults.steps, spacing, karras=request.karras or karras)
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))

@@ -33,7 +33,7 @@ from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
-_ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; use a file with one"}
+_ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; add text=FILE"}
 
 
 class AnimateDiffSampling(Sampling):
@@ -56,6 +56,8 @@ class AnimateDiffSampling(Sampling):
             steps=config.steps,
             sampler=config.sampler,
             spacing=config.spacing,
+            karras=config.karras,
+            threshold=config.clip,
             guidance=config.guidance,
             attention_windows=config.motion != "none",
             prompts=prompting.PROMPTS,
