@@ -211,8 +211,8 @@ class DiscreteBetas:
             signal = torch.cos((ends + 0.008) / 1.008 * math.pi / 2).square()
             return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
         power = 1 if self.kind == "linear" else 2
-        ends = self.start ** (1 / power), self.end ** (1 / power)
-        return torch.linspace(*ends, self.count, dtype=torch.float64) ** power
+        start, end = self.start ** (1 / power), self.end ** (1 / power)
+        return torch.linspace(start, end, self.count, dtype=torch.float64) ** power
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
@@ -27,8 +26,8 @@ from kinema.events import OnEvent
 from kinema.grid import Lattice
 from kinema.schema import PromptSyntax, Request
 from kinema.system.files import Checkpoints
+from kinema.system.opened import OpenedModel
 from kinema.system.training import Training
-from kinema.system.weights import Weights
 from kinema.vae.latent_rgb import LatentRGB
 
 
@@ -192,40 +191,6 @@ class Codec(Protocol):
 
         None: `kinema.previews` fits one.
         """
-
-
-class OpenedModel(Protocol):
-    """The part of an opened model (`kinema.system.System`) that a family may use."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config(self) -> Any: ...
-
-    @property
-    def weights(self) -> Weights: ...
-
-    @property
-    def model(self) -> nn.Module:
-        """The network on its device; weights are loaded on first access."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision the network computes in."""
-
-    @property
-    def offline(self) -> bool:
-        """Whether text encoders and vocabularies must be found on this machine, without downloads."""
-
-    def levels(self, request: Request) -> NoiseLevel:
-        """Return the ``steps + 1`` noise levels of a run, noisiest first."""
-
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
-        """Encode pixels in [-1, 1] to latents on the model's device."""
 
 
 class Sampling(Protocol):

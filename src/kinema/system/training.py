@@ -16,7 +16,7 @@ from kinema.diffusion.schedules import NoiseLevel
 if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
-    from kinema.system.family import OpenedModel
+    from kinema.system.opened import OpenedModel
 
 Sampled = TypeVar("Sampled", Tensor, NoiseLevel, list[Tensor], list[int])
 
