@@ -207,8 +207,8 @@ class DiscreteBetas:
         if self.trained:
             return torch.tensor(self.trained, dtype=torch.float64)
         if self.kind == "squaredcos_cap_v2":
-            ends = torch.linspace(0, 1, self.count + 1, dtype=torch.float64)
-            signal = torch.cos((ends + 0.008) / 1.008 * math.pi / 2).square()
+            times = torch.linspace(0, 1, self.count + 1, dtype=torch.float64)
+            signal = torch.cos((times + 0.008) / 1.008 * math.pi / 2).square()
             return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
         power = 1 if self.kind == "linear" else 2
         start, end = self.start ** (1 / power), self.end ** (1 / power)

@@ -55,6 +55,11 @@ HARMLESS: dict[str, Any] = {
     "use_exponential_sigmas": False,
 }
 """Settings that other folders have, with the values that change nothing in SVD's scheduler."""
+_WITHOUT_EFFECT = (
+    *("_diffusers_version", "_use_default_values"),
+    *("beta_start", "beta_end", "beta_schedule", "timestep_spacing", "steps_offset"),
+)
+"""Settings that Karras's sigmas between two given ends do not depend on."""
 _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -197,11 +202,11 @@ def scheduler_note(source: Source) -> str | None:
     differing = [
         f"{printable(name, MAX_QUOTED)} {quoted(value)}"
         for name, value in config.items()
-        if name != "_diffusers_version" and value != official.get(name, value is None)
+        if name not in _WITHOUT_EFFECT and value != official.get(name)
     ]
     if not differing:
         return None
-    return f"the folder's scheduler has {', '.join(differing[:6])}; Kinema samples with SVD's official noise levels"
+    return f"the folder's scheduler has {', '.join(differing)}; Kinema samples with SVD's official noise levels"
 
 
 def outline(configs: Configs) -> Outline:
