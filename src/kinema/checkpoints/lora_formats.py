@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from kinema.bounds import first_names
 from kinema.checkpoints.files import header, read_tensors, write_tensors
-from kinema.checkpoints.lora_kinds import Adapter, Difference, Differences, Placed, Sum, misfit, rows_of
+from kinema.checkpoints.lora_kinds import Adapter, Difference, Differences
 from kinema.checkpoints.lora_names import BUNDLED, KOHYA, Names, is_lora, split, unsupported  # noqa: F401 (re-exported)
 from kinema.checkpoints.lora_parts import Parts
+from kinema.checkpoints.lora_rows import Placed, Sum, misfit, rows_of
 from kinema.checkpoints.peft import PEFT_NOTE, PeftAlphas
 from kinema.checkpoints.signatures import lora_kind
 from kinema.schema import BadRequest

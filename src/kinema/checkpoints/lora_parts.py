@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kinema.checkpoints.lora_kinds import (
     Adapter,
-    Biased,
     Channels,
     Decomposed,
     Difference,
@@ -23,6 +22,7 @@ from kinema.checkpoints.lora_kinds import (
     times,
 )
 from kinema.checkpoints.lora_names import OFT_PREFIX
+from kinema.checkpoints.lora_rows import Biased
 from kinema.schema import BadRequest
 
 KINDS = {
