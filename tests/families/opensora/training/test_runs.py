@@ -32,11 +32,13 @@ from kinema.training.stream import Stream
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
+    """Three clips, each with two captions."""
+    folder, rows = tmp_path_factory.mktemp("clips"), []
     for i in range(3):
         clip = playroom.sample(i, frames=20, height=24, width=32, fps=24.0)
         save_clip(Clip(torch.from_numpy(clip.video_CTHW)[None], 24.0), folder / f"{i}.mp4", generated=False)
-        (folder / f"{i}.txt").write_text(clip.caption)
+        rows += [{"file_name": f"{i}.mp4", "text": text} for text in (clip.caption, "a blue star")]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -187,20 +189,25 @@ def test_captions_are_encoded_once_and_the_losses_are_the_same(
     latents.encode(made)
     system, stored = open_system(encoders / "model.safetensors"), Latents.open(tmp_path / "z")
     assert stored.settings.text
-    batch = Stream(stored, system.family.training.settings(config), 2).at(1)
-    assert batch.encoded is not None
-    live = {name: x for name, x in batch.encoded.items() if name in ("latents", "first", "last")}
-    read: list[str] = []
+    stream = Stream(stored, system.family.training.settings(config), 2)
+    read: set[str] = set()
     encoded = t5._encoded
-    monkeypatch.setattr(t5, "_encoded", lambda *args, **named: read.extend(args[1]) or encoded(*args, **named))
-    losses = [
-        loop.losses(system.model, system, each, seed=4, precision="fp32").detach()
-        for each in (batch, replace(batch, encoded=live))
-    ]
-    assert {*batch.captions} <= {caption.partition(" 24 FPS")[0] for caption in read}  # the second read them
-    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(t5, "_encoded", lambda *args, **named: read.update(args[1]) or encoded(*args, **named))
+    batches = [stream.at(step) for step in range(3)]
+    for batch in batches:
+        assert batch.encoded is not None
+        live = {name: x for name, x in batch.encoded.items() if name in ("latents", "first", "last")}
+        losses = [
+            loop.losses(system.model, system, each, seed=4, precision="fp32").detach()
+            for each in (batch, replace(batch, encoded=live))
+        ]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    chosen = {caption for batch in batches for caption in batch.captions}
+    assert len(chosen) > 1
+    assert "a blue star" in chosen
+    assert chosen <= {caption.partition(" 24 FPS")[0] for caption in read}  # by the batches without stored text
     monkeypatch.setattr(t5, "find", lambda *_: pytest.fail("text in shards needs no encoder"))
-    loop.losses(system.model, system, batch, seed=4, precision="fp32")
+    loop.losses(system.model, system, batches[0], seed=4, precision="fp32")
 
 
 def test_a_model_without_its_codec_is_not_trained() -> None:
