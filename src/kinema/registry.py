@@ -40,6 +40,7 @@ EMBEDDED: dict[str, tuple[str, str]] = {
     "animatediff-pocket": ("animatediff", "animatediff-pocket.safetensors"),
     "lumiere-pocket": ("lumiere", "lumiere-pocket.safetensors"),
     "lumiere-pocket-sr": ("lumiere", "lumiere-pocket-sr.safetensors"),
+    "opensora-pocket": ("opensora", "opensora-pocket.safetensors"),
 }
 """Models included in the package: name to (family, file under ``kinema/weights``)."""
 

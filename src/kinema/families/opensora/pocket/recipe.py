@@ -31,7 +31,7 @@ CODEC = TrainingSettings(
     playroom=Playroom("mixed"),
 )  # fmt: skip
 FLOW = TrainingSettings(
-    steps=4000, batch=16, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=100, cooldown=0.5, ema=0.998,
+    steps=3000, batch=16, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=100, cooldown=0.5, ema=0.998,
     text_drop=0.1, playroom=Playroom("mixed"),
     canvas_mix={
         "nothing": 0.6, "first": 0.16, "ends": 0.05, "prefix": 0.06, "suffix": 0.05, "every": 0.03, "region": 0.05,
