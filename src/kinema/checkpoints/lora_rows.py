@@ -1,7 +1,7 @@
 """Differences of parts of layers: with biases, summed, split into rows and placed among other rows.
 
-Other layouts fuse or split layers (queries, keys and values in one), so that a file's difference is that of some rows of
-a native layer or of several.
+Other layouts fuse or split layers (queries, keys and values in one), so that a file's difference is that of some rows
+of a native layer or of several.
 """
 
 from __future__ import annotations
