@@ -110,3 +110,20 @@ def test_a_network_in_half_precision_is_restored_bit_for_bit(tmp_path, dtype):
         merged.set([(lora, 0.1), (lora, -1.0)])
         merged.clear()
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.003, 5.0])
+def test_the_alpha_of_an_oft_bounds_the_rotation_as_its_trainer_bounds_it(tmp_path, alpha):
+    """Norms of Q of at most alpha × rows; zero is a bound of sd-scripts' files (oft_unet_) and none of LyCORIS's."""
+    model = Network({"weight": torch.randn(8, 6), "bias": torch.randn(8)})
+    base, blocks = model.get_parameter("unet.layer.weight").detach().double(), torch.randn(2, 4, 4)
+    for prefix in ("oft_unet_", "lora_unet_"):
+        path = tmp_path / f"{prefix}{alpha}.safetensors"
+        save_file({f"{prefix}layer.oft_blocks": blocks, f"{prefix}layer.alpha": torch.tensor(alpha)}, path)
+        skew = (blocks - blocks.mT).double()
+        if alpha or prefix == "oft_unet_":
+            skew = skew * min(1.0, alpha * 8 / float(skew.norm()))
+        turn = (torch.eye(4) + skew) @ torch.linalg.inv(torch.eye(4) - skew)
+        expected = torch.einsum("knm,knj->kmj", turn, base.unflatten(0, (2, 4))).flatten(0, 1) - base
+        found = read_lora(path, ["unet.layer"])["unet.layer"].delta("weight", base.float())
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
