@@ -150,8 +150,11 @@ def _iddpm_loss(inputs: Inputs, config: Config, batch: Batch, pair: Pair, genera
 
 @torch.no_grad()
 def latents(network: OpenSora1, batch: Batch) -> Tensor:
-    """Modes of the posterior, so that precomputed latents are the same; of the whole clip."""
-    return codec_of(network).encode(batch.video) if batch.encoded is None else batch.encoded[LATENTS]
+    """Modes of the posterior, so that precomputed latents are the same; of the whole clip.
+
+    In float32 under autocast too, since the loss has their precision.
+    """
+    return codec_of(network).encode(batch.video).float() if batch.encoded is None else batch.encoded[LATENTS]
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def latents(network: OpenSora, config: Config, batch: Batch) -> tuple[Tensor, Te
     if batch.encoded is not None:
         return _precomputed(config, batch)
     codec, grid = codec_of(config, network), latent_grid(config)
-    x0 = codec.encode(batch.video)
+    x0 = codec.encode(batch.video).float()  # under autocast too: the loss has their precision
     shown = []
     for video, mask in zip(batch.video.split(1), batch.mask.split(1), strict=True):
         content, known = encode_given(partial(codec.encode), grid, video, mask if x0.shape[2] > 1 else mask * 0)
