@@ -307,6 +307,19 @@ def test_noisy_given_frames_are_encoded_with_a_tenth_to_three_tenths_of_noise(
     )  # as the original's cached latents
 
 
+@pytest.mark.parametrize("frames", [2, 16])
+def test_clips_too_short_for_the_shift_of_1_2_are_refused_before_training(frames: int) -> None:
+    config = replace(FAMILY.presets["tiny-1.2"], frames=frames)
+    with pytest.raises(BadRequest, match=f"1.2 is trained on .* of at least 17 frames, not on {frames}"):
+        FAMILY.training.settings(config)
+    for allowed in (
+        replace(config, frames=1),
+        replace(config, frames=17),
+        replace(FAMILY.presets["v1.1"], frames=frames),
+    ):
+        assert FAMILY.training.settings(allowed).batch == 4
+
+
 def test_an_unknown_stage_is_named() -> None:
     config = FAMILY.presets["tiny-1.2"]
     with pytest.raises(BadRequest, match="no training stage 'stage9'"):

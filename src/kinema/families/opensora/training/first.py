@@ -36,10 +36,15 @@ NOISE = 0.1, 0.3
 def settings(config: Config) -> TrainingSettings:
     """The stage's rate, warm-up and average; a batch that fits a small machine. The loss drops text by itself.
 
-    Raises BadRequest for a model without its codec.
+    Raises BadRequest for a model without its codec, and for clips too short for the flow's shift.
     """
     if config.absent:
         raise BadRequest(opening.lacking(config))
+    if 1 < config.frames < config.fewest:
+        raise BadRequest(
+            f"Open-Sora {config.version} is trained on images and on clips of at least {config.fewest} frames, not on "
+            f"{config.frames}"
+        )
     stage = _stage(config)
     return TrainingSettings(
         steps=10_000,
