@@ -167,11 +167,13 @@ class Resolutions:
     """The named resolutions that a model can be trained at, and the rule that sorts clips into them.
 
     ``find`` returns the resolution of a name, and raises BadRequest for an unknown one. ``rule`` is the version of
-    Open-Sora whose rule it is (`kinema.data.buckets.rule`).
+    Open-Sora whose rule it is (`kinema.data.buckets.rule`). ``fewest`` is the number of frames of the shortest clip,
+    images aside.
     """
 
     find: Callable[[str], Resolution]
     rule: Literal["1.2", "2.0"]
+    fewest: int = 2
 
 
 @dataclass(frozen=True)

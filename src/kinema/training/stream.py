@@ -108,7 +108,10 @@ def prefetch(stream: Stream, first: int, last: int) -> Generator[Batch, None, No
 
 
 def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator) -> Tensor:
-    """Sample a canvas mask 1×T×H×W by kind from the mix: 1 where the pixel is given."""
+    """Sample a canvas mask 1×T×H×W by kind from the mix: 1 where the pixel is given.
+
+    A canvas that would give the whole clip, as most kinds would an image, gives nothing: there is nothing to learn.
+    """
     frames, height, width = thw
     kinds = list(mix)
     kind = kinds[int(torch.multinomial(torch.tensor([mix[k] for k in kinds]), 1, generator=g))]
@@ -137,4 +140,4 @@ def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator
             mask = 1 - mask
     elif kind != "nothing":
         raise ValueError(f"unknown canvas kind {kind!r}")
-    return mask
+    return torch.zeros_like(mask) if bool(mask.all()) else mask

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinema.data.buckets import Buckets, ClipSize, Order
+from kinema.data.buckets import Bucket, Buckets, ClipSize, Order
 from kinema.data.buckets.clips import Weighted
 from kinema.data.buckets.rule import AREA, chances, choose
 from kinema.grid import Lattice, Resolution, Resolutions
@@ -106,6 +106,24 @@ def test_chances_are_the_frequencies_of_the_draws(config: Any, rule: str, film: 
     assert sum(expected.values()) <= 1 + 1e-9
     for key, chance in expected.items():  # five standard deviations
         assert abs(counts[key] - draws * chance) <= 5 * (draws * chance * (1 - chance)) ** 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_clips_are_sorted_once_a_pass_and_once_to_count_its_batches(keep: float, monkeypatch: Any) -> None:
+    order = Order(buckets({"a": {4: (keep, 1)}}), [ClipSize(10, 64, 64)] * 50, seed=1)
+    sorted_, assigned = [], Order.assigned
+    monkeypatch.setattr(Order, "assigned", lambda self, epoch: sorted_.append(epoch) or assigned(self, epoch))
+    first = order.batches(0)
+    assert [order.at(step) for step in range(len(first))] == first
+    assert sorted_ == [0] * 3
+
+
+def test_a_pass_of_many_batches_is_ordered_in_time_linear_in_them(monkeypatch: Any) -> None:
+    """Buckets are compared as keys of a table, a few times for each batch."""
+    order, compared = Order(buckets({"a": {4: (1.0, 1)}}), [ClipSize(10, 64, 64)] * 2000), []
+    monkeypatch.setattr(Bucket, "__eq__", lambda one, other: compared.append(1) or tuple(one) == tuple(other))
+    assert len(order.batches(0)) == 2000
+    assert len(compared) < 20_000
 
 
 def test_the_versions_differ_in_length_and_in_the_second_probability() -> None:

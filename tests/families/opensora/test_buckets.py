@@ -119,3 +119,11 @@ def test_published_configurations_are_read_for_their_models() -> None:
     assert len(second["256px"]) == 32
     assert Buckets.of(second, FAMILY.sampling.lattice(FAMILY.presets["v2"]), "a file", "v2").largest == 130
     assert Buckets.of(first, FAMILY.sampling.lattice(FAMILY.presets["v1.2"]), "a file", "v1.2").largest == 475
+
+
+def test_buckets_of_clips_too_short_for_the_shift_of_1_2_are_refused() -> None:
+    lattice = FAMILY.sampling.lattice(FAMILY.presets["v1.2"])
+    assert Buckets.of({"144p": {17: (1, 1), 1: (1, 1)}}, lattice, "a file", "v1.2").count
+    for frames in (2, 16):
+        with pytest.raises(BadRequest, match=f"144p × {frames} is too short: v1.2 is .* of at least 17 frames"):
+            Buckets.of({"144p": {frames: (1, 1)}}, lattice, "a file", "v1.2")

@@ -181,6 +181,9 @@ def _check_size(where: str, resolution: Resolution, frames: int, lattice: Lattic
     longest, next_ = lattice.max_frames, lattice.grid.time.ceil(frames)
     if longest is not None and frames > longest:
         raise BadRequest(f"{where} is longer than the {longest} frames of {model}")
+    fewest = 1 if lattice.resolutions is None else lattice.resolutions.fewest
+    if 1 < frames < fewest:
+        raise BadRequest(f"{where} is too short: {model} is trained on images and on clips of at least {fewest} frames")
     if next_ != frames:
         raise BadRequest(f"{where} does not fit {model}, which encodes whole latent frames; the next length is {next_}")
     for height, width in resolution.sizes.values():

@@ -78,17 +78,17 @@ class Order:
     def batches(self, epoch: int) -> list[Members]:
         """The batches of a pass, in order."""
         g = torch.Generator().manual_seed(self.seed + epoch)
-        batches: list[Members] = []
+        batches: dict[Bucket, list[Members]] = {}
         for bucket, clips in self.assigned(epoch).items():
             size = self._batch(bucket)
             whole = -(-len(clips) // size) * size
             order = torch.randperm(whole, generator=g).tolist()
             shuffled = [clips[i % len(clips)] for i in order]
-            batches += [(bucket, tuple(shuffled[i : i + size])) for i in range(0, whole, size)]
+            batches[bucket] = [(bucket, tuple(shuffled[i : i + size])) for i in range(0, whole, size)]
         # The order of the buckets is shuffled; the batches of each bucket stay in their own order.
-        places = torch.randperm(len(batches), generator=g).tolist()
-        following = {bucket: iter([b for b in batches if b[0] == bucket]) for bucket, _ in batches}
-        return [next(following[batches[i][0]]) for i in places]
+        buckets = [bucket for bucket, own in batches.items() for _ in own]
+        following = {bucket: iter(own) for bucket, own in batches.items()}
+        return [next(following[buckets[i]]) for i in torch.randperm(len(buckets), generator=g).tolist()]
 
     def at(self, step: int) -> Members:
         """The batch of a step >= 0 of an endless sequence of passes. Raises BadRequest if no clip is kept."""
@@ -101,8 +101,8 @@ class Order:
     def _position(self, step: int) -> tuple[int, int]:
         """The pass of a step, and its place in the pass."""
         firsts = self._firsts
-        if self._certain and len(self.dropped) < len(self.clips):
-            return divmod(step, self._count(0))
+        if self._constant:
+            return divmod(step, self._constant)
         while firsts[-1] <= step:
             firsts.append(firsts[-1] + self._count(len(firsts) - 1))
             if len(firsts) > MAX_EMPTY and firsts[-1] == firsts[-1 - MAX_EMPTY]:
@@ -111,9 +111,10 @@ class Order:
         return epoch, step - firsts[epoch]
 
     @cached_property
-    def _certain(self) -> bool:
-        """Whether every pass has the same clips in the same buckets."""
-        return all(chance >= 1 for each in self.chances for chance in each.values())
+    def _constant(self) -> int:
+        """The batches of every pass, if all have the same clips in the same buckets; else 0."""
+        certain = all(chance >= 1 for each in self.chances for chance in each.values())
+        return self._count(0) if certain else 0
 
     def _count(self, epoch: int) -> int:
         return sum(-(-len(clips) // self._batch(bucket)) for bucket, clips in self.assigned(epoch).items())

@@ -58,7 +58,7 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     codec, video = cast(PocketCodec, cast(OpenSora, model).vae), batch.video
     mean, log_variance = (x.float() for x in codec.raw(video))
     if codec.training:
-        codec.update_statistics(mean)
+        codec.update_statistics(mean, len(video) / batch.count)
     noise = torch.randn(batch.count, *mean.shape[1:], generator=generator)
     z = mean + torch.exp(log_variance / 2) * batch.own(noise).to(mean)
     error = codec.decoder(z).float() - video
@@ -68,7 +68,7 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     pixels = weight * (error.abs() + SQUARED * error.square())
     changes = weight[:, :, 1:] * error.diff(dim=2).abs()
     parts = (pixels, 1.0), (changes, CHANGES), (kl, KL_WEIGHT)
-    return sum((scale * part.flatten(1).mean(1) for part, scale in parts), torch.zeros(len(video)))
+    return sum((scale * part.flatten(1).mean(1) for part, scale in parts), video.new_zeros(len(video)))
 
 
 def flow_loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:

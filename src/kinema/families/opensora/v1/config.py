@@ -71,6 +71,11 @@ class Config:
         return self.version in ("1.0", "1.1")
 
     @property
+    def fewest(self) -> int:
+        """Frames of the shortest clip in training, images aside: 1.2's shift of fewer than 17 is 0."""
+        return 17 if self.version == "1.2" else 2
+
+    @property
     def is_flow(self) -> bool:
         return not self.by_image
 
@@ -91,7 +96,7 @@ class Config:
             self.multiple,
             min_side=2 * self.multiple,
             max_frames=self.longest,
-            resolutions=None if self.version == "1.0" else Resolutions(self._trained, "1.2"),
+            resolutions=None if self.version == "1.0" else Resolutions(self._trained, "1.2", self.fewest),
         )
 
     def _trained(self, name: str) -> Resolution:
