@@ -21,7 +21,7 @@ from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import edit_steps
 from kinema.events import Note, OnEvent, ignore
-from kinema.schema import FREE_INIT, TASK_FIELDS, BadRequest, Request, flag
+from kinema.schema import FREE_INIT, TASK_FIELDS, BadRequest, Request, flag, plain_number
 from kinema.system import System
 from kinema.tasks import TASKS
 from kinema.tasks.inputs import require_prompt
@@ -61,6 +61,7 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
         raise BadRequest("--colours applies only to clips with given frames and to block-wise clips: leave it out")
     check_sampling(system, request)
+    note_branches(system, request, on_event)
     free_init(system, request)
     if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
         what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
@@ -195,6 +196,25 @@ def check_sampling(system: System, request: Request) -> None:
     sampler_options(system, request)
     if request.spacing is not None or request.karras:
         system.levels(request)
+
+
+def note_branches(system: System, request: Request, on_event: OnEvent) -> None:
+    """Emit a note on prompts and options of guidance that change nothing at the request's guidance scale."""
+    blank, own = Request(), system.family.sampling.defaults(system.config)
+    # Guidance may change over the frames of the lattice.
+    branches = system.guidance(replace(request, frames=system.lattice.grid.time.ceil(request.shape.frames))).branches
+    unused = []
+    if "positive" not in branches and request.prompt.strip():
+        unused.append("the prompt")
+    if "negative" not in branches:
+        names = ["negative_prompt", "guidance_rescale"]
+        # The model's own interval is in a settled request too.
+        names += ["guidance_interval"] if request.guidance_interval != own.guidance_interval else []
+        unused += [flag(name) for name in names if getattr(request, name) != getattr(blank, name)]
+    if unused:
+        scale = plain_number(cast(float, request.guidance))
+        verb = "is" if len(unused) == 1 else "are"
+        on_event(Note(f"{' and '.join(unused)} {verb} not used, since the guidance scale is {scale}"))
 
 
 def sampler_options(system: System, request: Request) -> dict[str, float]:

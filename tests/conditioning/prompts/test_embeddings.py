@@ -121,6 +121,27 @@ def test_prompts_name_embeddings(tmp_path):
     assert without_sign("a embedding:art, embedding:x", ["art"]) == "a art, embedding:x"
 
 
+def test_each_folder_of_diffusers_has_a_token_of_its_own(tmp_path, monkeypatch):
+    """All their files have one name, or that of a step of training; a file that is no embedding has no token."""
+    for place, token in (("cat", "<cat-toy>"), ("dog", "<dog-toy>"), ("more/dog", "<dog-toy>")):
+        (tmp_path / place).mkdir(parents=True)
+        torch.save({token: TABLE}, tmp_path / place / "learned_embeds.bin")
+    save_file({"<eel>": TABLE}, tmp_path / "learned_embeds-steps-500.safetensors")
+    (tmp_path / "learned_embeds.pt").write_bytes(b"no embedding")
+
+    def named(text):
+        return {k: os.path.relpath(v, tmp_path) for k, v in named_in([text], str(tmp_path), "a1111").items()}
+
+    assert named("<cat-toy> and <dog-toy>, <eel>") == {
+        "<cat-toy>": "cat/learned_embeds.bin",
+        "<dog-toy>": "dog/learned_embeds.bin",
+        "<eel>": "learned_embeds-steps-500.safetensors",
+    }
+    monkeypatch.setattr(embeddings, "MAX_GENERIC", 4)
+    with pytest.raises(BadRequest, match="has 5 files named learned_embeds, which must all be read"):
+        named("a")
+
+
 def test_folders_are_bounded_and_never_left(tmp_path, monkeypatch):
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -23,7 +23,7 @@ _CLOSERS = {"(": ")", "[": "]"}
 _PART = re.compile(r"\\.|[][():|]|[^][():|\\]+")
 """A backslash with the character after it, a sign, or text; a backslash at the end of a line is none of them."""
 _SIGN = re.compile(r"\\[\\()\[\]]?|[(\[]|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|[)\]]|[^\\()\[\]:]+|:")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 # ------------------------------------------------------------------------------------------- weights
@@ -49,11 +49,7 @@ def pieces(text: str) -> list[Piece | None]:
         elif sign == "]" and found.opened["["]:
             found.close("[", SQUARE)
         else:
-            first, *others = _BREAK.split(sign)
-            found.add(first)
-            for other in others:
-                found.add(BREAK)
-                found.add(other)
+            found.add_rows(_BREAK.split(sign))
     return found.finished()
 
 
@@ -68,6 +64,16 @@ class _Weighted:
     def add(self, text: str | None) -> None:
         self.texts.append(text)
         self.weights.append(1.0)
+
+    def add_rows(self, texts: Sequence[str]) -> None:
+        """Add texts with `BREAK` between them and no white space next to it."""
+        # A pattern with the white space in it would take quadratic time on a long run of it.
+        last = len(texts) - 1
+        for at, text in enumerate(texts):
+            if at:
+                self.add(BREAK)
+            inner = text if at == 0 else text.lstrip()
+            self.add(inner if at == last else inner.rstrip())
 
     def open(self, bracket: str) -> None:
         self.opened[bracket].append(len(self.texts))
@@ -137,7 +143,13 @@ def parts(text: str, steps: int) -> list[Part]:
 
 def schedule_ignored(text: str) -> bool:
     """Whether ``|`` outside brackets, or a last backslash, makes text of a prompt's ``[a:b:0.5]`` and ``[a|b]``."""
-    return _parse(text) is None and re.search(r"\[[^\]]*[:|]", text) is not None
+    return _parse(text) is None and any(_separates(part) for part in text.split("]"))
+
+
+def _separates(text: str) -> bool:
+    """Whether a ":" or "|" follows a "[" in text without "]"."""
+    inner = text[text.find("[") :] if "[" in text else ""
+    return ":" in inner or "|" in inner
 
 
 @dataclass

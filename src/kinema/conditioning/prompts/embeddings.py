@@ -24,8 +24,10 @@ MAX_BYTES = 64 * 2**20
 """Limit on the bytes of a file; 75 vectors of SDXL have 600 kB."""
 SDXL = ("clip_l", "clip_g")
 """Keys of the vectors of SDXL's encoders, in the order of the encoders."""
-_GENERIC = ("learned_embeds",)
-"""File names that say nothing; such an embedding has its token as another name."""
+_GENERIC = "learned_embeds"
+"""How file names begin that say nothing; such an embedding has its token as another name."""
+MAX_GENERIC = 1000
+"""Such files in a folder, since their tokens are only known after reading them."""
 _SIGN = re.compile(rf"(?<![^\s(\[,|:]){EMBEDDING}([^\s()\[\],|:]+)")
 
 
@@ -41,7 +43,7 @@ def named_in(texts: Iterable[str], folder: str, syntax: PromptSyntax) -> dict[st
         found[name] = str(listed.file(name, "embedding"))
     if syntax == "a1111":
         known = {key: path for key, path in listed.files.items() if key == path.stem}
-        known |= {key: path for path in known.values() if path.stem in _GENERIC for key in _tokens(path)}
+        known = {key: path for path in _generic(listed, folder) for key in _tokens(path)} | known
         together = "\n".join(texts).lower()
         found |= {key: str(path) for key, path in known.items() if _mentions(together, key.lower())}
     return found
@@ -65,6 +67,17 @@ def _mentions(text: str, name: str) -> bool:
     before = r"(?<![^\W\d_])" if name[:1].isalpha() else ""
     after = r"(?![^\W\d_])" if name[-1:].isalpha() else ""
     return re.search(before + re.escape(name) + after, text) is not None
+
+
+def _generic(listed: Folder, folder: str) -> list[Path]:
+    """The files whose names say nothing, the one that counts for a token last."""
+    found = [path for path in dict.fromkeys(listed.files.values()) if path.stem.startswith(_GENERIC)]
+    if len(found) > MAX_GENERIC:
+        raise BadRequest(
+            f"--embeddings {printable(folder, 200)} has {len(found):,} files named {_GENERIC}, which must all be read; "
+            f"expected at most {MAX_GENERIC:,}"
+        )
+    return found[::-1]
 
 
 def _tokens(path: Path) -> list[str]:
