@@ -155,7 +155,11 @@ def test_what_is_no_bucket_configuration_is_refused_in_one_sentence(data: Any, m
         ("a.py", "bucket_config = {'small': {5: (1.0, 2)}} | x", r"line 1 holds '\|', which is not part of a literal"),
         ("a.py", "bucket_config = {}.copy()", r"holds '\.'"),
         ("a.py", "{} + {}", r"holds '\+'"),
-        ("a.py", "bucket_config = {}\nbucket_config['small'] = {}", "a.py line 2 changes bucket_config, and nothing is"),
+        (
+            "a.py",
+            "bucket_config = {}\nbucket_config['small'] = {}",
+            "a.py line 2 changes bucket_config, and nothing is",
+        ),
         ("a.py", "bucket_config = {}\nbucket_config.update(x)", "line 2 changes bucket_config"),
         ("a.py", "bucket_config = 5", "holds 5; expected resolutions"),
         ("a.py", "def f():\n  bucket_config = {}", "has no bucket_config"),
