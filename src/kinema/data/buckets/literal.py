@@ -18,7 +18,7 @@ from kinema.schema import BadRequest
 
 MAX_TOKENS = 2**15
 """Limit on the words and marks of a file; a published config has 700."""
-_SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+_SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _WORDS = {"True": True, "False": False, "None": None}
 
@@ -26,7 +26,7 @@ _WORDS = {"True": True, "False": False, "None": None}
 def from_python(text: str, where: str, name: str) -> Any:
     """Return the literal that the last ``name = …`` at the top level of a file assigns, or a file of one literal alone.
 
-    Raises BadRequest if there is none, and for anything that is not a literal.
+    Raises BadRequest if there is none, for anything that is not a literal, and for a value that other lines change.
     """
     try:
         found = list(islice(tokenize.generate_tokens(io.StringIO(text).readline), MAX_TOKENS + 1))
@@ -35,15 +35,16 @@ def from_python(text: str, where: str, name: str) -> Any:
     if len(found) > MAX_TOKENS:
         raise BadRequest(f"{where} holds more than {MAX_TOKENS:,} words and marks; at most that many are read")
     tokens = [token for token in found if token.type not in _SILENT]
-    starts = [
-        i + 2
-        for i, token in enumerate(tokens[:-1])
-        if token.string == name and token.start[1] == 0 and tokens[i + 1].string == "="
-    ]
+    named = [i for i, token in enumerate(tokens[:-1]) if token.string == name and token.start[1] == 0]
+    starts = [i + 2 for i in named if tokens[i + 1].string == "="]
+    if changed := [tokens[i] for i in named if tokens[i + 1].string != "="]:
+        raise BadRequest(f"{where} line {changed[0].start[0]} changes {name}, and nothing is run; expected one literal")
     if not starts and not (tokens and tokens[0].string in _CLOSING):
         raise BadRequest(f"{where} has no {name}; expected {name} = {{…}}")
     first = starts[-1] if starts else 0
-    value = _Reader(iter(tokens[first:]), where).value(0)
+    reader = _Reader(iter(tokens[first:]), where)
+    value = reader.value(0)
+    reader.end()
     bounds.check(value, where)
     return value
 
@@ -54,6 +55,11 @@ class _Reader:
     def __init__(self, tokens: Iterator[tokenize.TokenInfo], where: str) -> None:
         self.tokens, self.where = tokens, where
         self.now = next(tokens)
+
+    def end(self) -> None:
+        """Raise BadRequest unless the line ends here."""
+        if self.now.type not in (tokenize.NEWLINE, tokenize.ENDMARKER) and self.now.string != ";":
+            raise self._unknown(self.now)
 
     def value(self, depth: int) -> Any:
         token = self._take()
