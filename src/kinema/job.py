@@ -158,7 +158,17 @@ def build_job(
         if recorded is not None and recorded[number].blocks:
             work = with_blocks(work, recorded[number].blocks)
         works.append(work)
+    note_reconstruction(works, on_event)
     return works
+
+
+def note_reconstruction(works: Sequence[StageRun], on_event: OnEvent) -> None:
+    """Emit a note on a weight of reconstruction guidance for a clip that holds its given pixels in other ways."""
+    ways = dict.fromkeys(block.way for work in works for block in work.stage.blocks)
+    weight = works[-1].stage.request.reconstruction_weight
+    if weight != Request().reconstruction_weight and "reconstruction" not in ways:
+        given = f"the given pixels are held by {' and '.join(ways)}" if ways else "all pixels are given"
+        on_event(Note(f"--reconstruction-weight is not used, since {given}"))
 
 
 def _given(part: SettledStage) -> Canvas:

@@ -70,6 +70,10 @@ def test_betas_and_timesteps_of_the_yaml_file_are_read(path: Path) -> None:
     )
     found = said(path)
     assert (found.ends, found.timesteps) == ((0.001, 0.02), 500)
+    path.with_suffix(".yaml").write_text("model:\n  params:\n    linear_start: 0.001\n")
+    assert said(path).ends == (0.001, 0.02)  # ldm's default of the other
+    path.with_suffix(".yaml").write_text("model:\n  params:\n    linear_end: 0.01\n")
+    assert said(path).ends == (0.0001, 0.01)
 
 
 def test_the_strongest_mark_counts_and_the_other_is_named(path: Path) -> None:

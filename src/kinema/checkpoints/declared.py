@@ -28,6 +28,8 @@ EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"
 MARKS = ("v_pred", "ztsnr", *EDM_MARKS)
 """Tensors that are marks, not weights."""
 YAML = (".yaml", ".yml")
+_LDM_ENDS = {"linear_start": 1e-4, "linear_end": 2e-2}
+"""Betas that ldm takes where a config states only one of the two."""
 _SCALINGS: dict[str, Predicts] = {"EpsScaling": "eps", "VScaling": "v"}
 
 
@@ -128,9 +130,10 @@ def _in_config(config: Mapping[str, Any]) -> Iterator[tuple[Predicts, str]]:
 
 
 def _ends(config: Mapping[str, Any]) -> tuple[float, float] | None:
-    if "linear_start" in config and "linear_end" in config:
-        return float(config["linear_start"]), float(config["linear_end"])
-    return None
+    if not config.keys() & _LDM_ENDS.keys():
+        return None
+    start, end = (float(config.get(name, default)) for name, default in _LDM_ENDS.items())
+    return start, end
 
 
 def _table(data: Any, name: str) -> Mapping[str, Any]:

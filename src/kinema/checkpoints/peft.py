@@ -31,8 +31,13 @@ _MOST_GAPS = 4
 """Maximum ``.*`` of a pattern; each one multiplies the time that a name takes."""
 
 
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "milora")
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "milora", "lora_ga")
 """Initialisations of PEFT that change the weights which a LoRA is added to, so that the file alone is not enough."""
+_VARIANTS = (
+    "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
+    "layer_replication", "target_parameters", "trainable_token_indices",
+)  # fmt: skip
+"""Settings of PEFT that, where set, change what the matrices of a LoRA mean."""
 
 
 class PeftAlphas:
@@ -77,6 +82,11 @@ class PeftAlphas:
                     self.stabilised.add(part)
                 elif setting == "use_dora" and value:
                     self.decomposed.add(part)
+                elif setting in _VARIANTS and value:
+                    raise BadRequest(
+                        f"{where} has {setting} {quoted(value)} in {place}, a variant of LoRA that is not supported; "
+                        "expected a plain LoRA"
+                    )
                 elif setting == "init_lora_weights" and str(value).startswith(_CHANGED_BASE):
                     raise BadRequest(
                         f"{where} was initialised by {quoted(value)} ({place}), which changes the model's own weights; "

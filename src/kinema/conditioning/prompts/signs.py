@@ -13,17 +13,22 @@ MAX_LENGTH = 100_000
 _SIGNS = {
     "round brackets": re.compile(r"(?<!\\)\([^()\[\]]*(?<!\\)\)"),
     "square brackets": re.compile(r"(?<!\\)\[[^()\[\]]*(?<!\\)\]"),
+    "escaped round brackets": re.compile(r"\\[()]"),
+    "escaped square brackets": re.compile(r"\\[\[\]]"),
     "BREAK": re.compile(r"\bBREAK\b"),
     "AND": re.compile(r"\bAND\b"),
     "embeddings": re.compile(r"(?:^|(?<=[\s(\[,|:]))embedding:[^\s,()\[\]]+"),
     "choices": re.compile(r"\{[^{}|]*\|[^{}]*\}"),
+    "comments": re.compile(r"#[^\n]*"),
 }
 _READ: dict[PromptSyntax, tuple[str, ...]] = {
-    "a1111": ("round brackets", "square brackets", "BREAK", "embeddings"),
-    "comfy": ("round brackets", "embeddings"),
-    "plain": (),
-}
-"""Kinds of signs that a syntax reads."""
+    "a1111": (
+        "round brackets", "square brackets", "escaped round brackets", "escaped square brackets", "BREAK", "embeddings",
+    ),
+    "comfy": ("round brackets", "escaped round brackets", "embeddings", "comments"),
+    "plain": ("comments",),
+}  # fmt: skip
+"""Kinds of signs that a syntax reads; ``#`` is a comment only in AUTOMATIC1111, which leaves it out."""
 
 
 def unread(text: str, syntax: PromptSyntax) -> list[str]:

@@ -148,6 +148,12 @@ def test_settings_that_change_nothing_are_not_named(tmp_path: Path) -> None:
         ({"timestep_spacing": "odd"}, "timestep_spacing 'odd'; expected one of leading"),
         ({"trained_betas": [0.1, 2.0]}, "expected a list of numbers from 0 to 1"),
         ({"beta_end": float("inf")}, "beta_end inf; expected a number"),
+        ({"beta_end": 1.2}, "betas from 0.00085 to 1.2; expected numbers between 0 and 1"),
+        ({"beta_start": -0.1}, "betas from -0.1 to 0.012"),
+        ({"beta_start": 0}, "betas from 0 to 0.012"),
+        ({"num_train_timesteps": 1}, "num_train_timesteps 1; expected a whole number from 2"),
+        ({"num_train_timesteps": 999.5}, "num_train_timesteps 999.5; expected a whole number"),
+        ({"steps_offset": -1}, "steps_offset -1; expected a whole number from 0"),
         ({"beta_start": "0.1"}, "beta_start '0.1'; expected a number"),
         ({"use_karras_sigmas": 1}, "use_karras_sigmas 1; expected true or false"),
         ({"rescale_betas_zero_snr": True}, "zero terminal SNR but predicts noise"),
@@ -190,3 +196,6 @@ def test_betas_of_a_yaml_file_are_used(tmp_path: Path) -> None:
     config, _ = marked(IMAGE, Source(tmp_path / "a.safetensors"))
     assert config.betas == config.image_betas == ("scaled_linear", 0.001, 0.02)
     assert schedule_of(config).count == 500
+    (tmp_path / "a.yaml").write_text("model: {params: {linear_start: 0.001, linear_end: 2.0}}")
+    with pytest.raises(BadRequest, match=r"a.safetensors has betas from 0.001 to 2; expected numbers between 0 and 1"):
+        marked(IMAGE, Source(tmp_path / "a.safetensors"))

@@ -91,8 +91,8 @@ def scheduled(config: Config, source: Source) -> tuple[Config, tuple[str, ...]]:
         "predicts": NAMES[predicts],
         "betas": (kind, *(_number(settings, f"beta_{end}", default, where) for end, default in _ends(config))),
         "trained_betas": tuple(map(float, trained)),
-        "timesteps": int(_number(settings, "num_train_timesteps", len(trained) or 1000, where)),
-        "steps_offset": int(_number(settings, "steps_offset", 0, where)),
+        "timesteps": _count(settings, "num_train_timesteps", len(trained) or 1000, where, least=2),
+        "steps_offset": _count(settings, "steps_offset", 0, where),
         "karras": _flag(settings, "use_karras_sigmas", False, where),
         "zero_snr": _flag(settings, "rescale_betas_zero_snr", False, where),
     }
@@ -111,7 +111,10 @@ def scheduled(config: Config, source: Source) -> tuple[Config, tuple[str, ...]]:
 
 
 def check(config: Config, where: str) -> None:
-    """Raise BadRequest for noise prediction at pure noise, where x0 is undefined."""
+    """Raise BadRequest for betas that give no noise levels, and for noise prediction at pure noise (x0 undefined)."""
+    for _kind, start, end in (config.betas, config.image_betas):
+        if not (0 < start < 1 and 0 < end < 1):
+            raise BadRequest(f"{where} has betas from {start:g} to {end:g}; expected numbers between 0 and 1")
     if config.zero_snr and config.predicts == "eps":
         raise BadRequest(f"{where} has zero terminal SNR but predicts noise, which is undefined at pure noise")
 
@@ -196,6 +199,13 @@ def _number(settings: Mapping[str, Any], name: str, default: float, where: str) 
     if not _is_number(value) or not math.isfinite(value):
         raise BadRequest(f"{where} has {name} {quoted(value)}; expected a number")
     return float(value)
+
+
+def _count(settings: Mapping[str, Any], name: str, default: int, where: str, least: int = 0) -> int:
+    value = _number(settings, name, default, where)
+    if value != int(value) or value < least:
+        raise BadRequest(f"{where} has {name} {quoted(settings[name])}; expected a whole number from {least}")
+    return int(value)
 
 
 def _flag(settings: Mapping[str, Any], name: str, default: bool, where: str) -> bool:
