@@ -47,7 +47,7 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
     "colours": [{"colours": "anchor"}],
     "window": [WINDOWS],
     "overlap": [{"overlap": 2}, {**WINDOWS, "overlap": 4}],
-    "window_places": [{"window_places": "uniform"}, {**WINDOWS, "window_places": "uniform"}],
+    "window_places": [{"window_places": "uniform"}, {**WINDOWS, "overlap": 4, "window_places": "uniform"}],
     "window_weights": [{"window_weights": "flat"}, {**WINDOWS, "window_weights": "flat"}],
     "window_stride": [{"window_stride": 2}, {**WINDOWS, "window_stride": 2}],
     "window_in": [{"window_in": "attention"}, {**WINDOWS, "window_in": "attention"}],
