@@ -48,7 +48,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second."""
+    """Optimiser step ``index`` of ``total`` is done; ``loss`` is the batch mean, ``rate`` clips per second.
+
+    ``bucket`` names the resolution, ratio and length of the batch, for a run with buckets.
+    """
 
     index: int
     total: int
@@ -59,6 +62,7 @@ class TrainStep:
     validation: float | None = None
     validation_at: Mapping[float, float] | None = None
     """Held-out loss by time in [0, 1], of families that report it."""
+    bucket: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ All frame arithmetic is here. "Frames" are pixel frames, "cells" are latent fram
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from kinema.schema import MAX_SIDE, Shape
 
@@ -146,14 +147,49 @@ class LatentGrid:
 
 
 @dataclass(frozen=True)
+class Resolution:
+    """Sizes of about ``area`` pixels, by ratio: ``sizes`` are (height, width), ``ratios`` are height / width.
+
+    A clip gets the size whose ratio is nearest to its own.
+    """
+
+    area: int
+    sizes: Mapping[str, tuple[int, int]]
+    ratios: Mapping[str, float]
+
+    def nearest(self, height: int, width: int) -> str:
+        """Return the name of the nearest ratio; the first of two at the same distance."""
+        return min(self.ratios, key=lambda name: abs(height / width - self.ratios[name]))
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """The named resolutions that a model can be trained at, and the rule that sorts clips into them.
+
+    ``find`` returns the resolution of a name, and raises BadRequest for an unknown one. ``rule`` is the version of
+    Open-Sora whose rule it is (`kinema.data.buckets.rule`). ``fewest`` is the number of frames of the shortest clip,
+    images aside.
+    """
+
+    find: Callable[[str], Resolution]
+    rule: Literal["1.2", "2.0"]
+    fewest: int = 2
+
+
+@dataclass(frozen=True)
 class Lattice:
-    """The sizes a model supports: those of its codec's `LatentGrid`, with sides a multiple of ``side_multiple``."""
+    """The sizes a model supports: those of its codec's `LatentGrid`, with sides a multiple of ``side_multiple``.
+
+    ``resolutions`` are the sizes among which training may vary from batch to batch (``kinema train --buckets``); None
+    for a model that is trained at one size.
+    """
 
     grid: LatentGrid = LatentGrid()
     side_multiple: int = 1
     min_side: int = 16
     max_side: int = MAX_SIDE
     max_frames: int | None = None
+    resolutions: Resolutions | None = field(default=None, compare=False)
 
     def latent(self, shape: Shape) -> Shape:
         """Return the latent shape of a video of this shape."""

@@ -20,7 +20,7 @@ from kinema.events import Note, OnEvent, ignore
 from kinema.media.fitting import fit
 from kinema.memory.plan import MemoryPlan, choose, weight_bytes
 from kinema.schema import BadRequest, Request
-from kinema.settle import block_frames, own_blocks, rolls_out
+from kinema.settle import block_frames, own_blocks, rolls_out, with_prompt_loras
 from kinema.spans import later, spans_of
 from kinema.stages import ReplayedStage, SettledStage, StageName, Upscaling, replayed, stages_of
 from kinema.system import System
@@ -130,7 +130,7 @@ def plan_job(
         work.system.family.checkpoints.check_ready(work.system)
     for number, work in enumerate(stages):
         plan = choose_memory_plan(work, bytes_of_other_stages(stages, number))
-        for reason in (*plan.reasons, *precision_notes(work.system)):
+        for reason in (*plan.reasons, *precision_notes(work.system), *lora_notes(work.system)):
             on_event(Note(reason))
         stage = replace(work.stage, memory=plan, request=plan.applied(work.stage.request))
         works.append(replace(work, stage=stage))
@@ -146,6 +146,7 @@ def build_job(
     hold the runtime's lock.
     """
     recorded = None if isinstance(asked, Request) else asked
+    asked = with_prompt_loras(system, asked, on_event) if isinstance(asked, Request) else asked
     loras = asked.loras if isinstance(asked, Request) else asked[0].request.loras
     system.runtime.use_loras(None if loras is None else system.read_loras({**loras}))
     parts = stages_of(system, asked, on_event) if isinstance(asked, Request) else replayed(system, asked, on_event)
@@ -416,6 +417,11 @@ def bytes_of_other_stages(works: Sequence[StageRun], number: int) -> int:
         if other != number and (budgeted if loaded else other < number):
             taken += weight_bytes(system)
     return taken
+
+
+def lora_notes(system: System) -> list[str]:
+    """Return what the user should know of the LoRAs in use: what of their files has no effect."""
+    return [note for file in system.loras.files for note in file.notes]
 
 
 def precision_notes(system: System) -> list[str]:

@@ -40,6 +40,7 @@ EMBEDDED: dict[str, tuple[str, str]] = {
     "animatediff-pocket": ("animatediff", "animatediff-pocket.safetensors"),
     "lumiere-pocket": ("lumiere", "lumiere-pocket.safetensors"),
     "lumiere-pocket-sr": ("lumiere", "lumiere-pocket-sr.safetensors"),
+    "opensora-pocket": ("opensora", "opensora-pocket.safetensors"),
 }
 """Models included in the package: name to (family, file under ``kinema/weights``)."""
 
@@ -98,6 +99,9 @@ DEFAULT_ADD_ONS: dict[str, dict[str, str]] = {
     "open-sora-1.3": {"vae": _VAE_1_3},
     "open-sora-1.3-360p": {"vae": _VAE_1_3},
     "open-sora-1.3-i2v": {"vae": _VAE_1_3},
+    "hpcai-tech/Open-Sora/OpenSora-v1-16x256x256.pth": {"vae": _IMAGE_VAE},
+    "hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x256x256.pth": {"vae": _IMAGE_VAE},
+    "hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x512x512.pth": {"vae": _IMAGE_VAE},
     "hpcai-tech/OpenSora-STDiT-v2-stage2": {"vae": _IMAGE_VAE},
     "hpcai-tech/OpenSora-STDiT-v2-stage3": {"vae": _IMAGE_VAE},
     "hpcai-tech/OpenSora-STDiT-v3": {"vae": "hpcai-tech/OpenSora-VAE-v1.2"},

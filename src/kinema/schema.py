@@ -29,8 +29,12 @@ TaskName = Literal["generate", "animate", "interpolate", "extend", "inpaint", "e
 Honour = Literal["auto", "native", "continuation", "replacement", "reconstruction"]
 Colours = Literal["free", "seam", "anchor"]
 Fit = Literal["crop", "pad"]
+PromptSyntax = Literal["a1111", "comfy", "plain"]
 WindowWeights = Literal["flat", "pyramid", "relative", "overlap-linear"]
 NoiseType = Literal["shuffle-context", "repeat-context"]
+Spacing = Literal[
+    "uniform", "linspace", "respaced", "leading", "trailing", "open-linspace", "open-leading", "karras", "log-snr"
+]
 LowPass = Literal["butterworth", "gaussian", "ideal", "box"]
 
 MAX_FRAMES = 4096
@@ -198,6 +202,10 @@ class Request:
     )
     """Parsed by `kinema.spans`; in Python a single frame may be an int."""
     negative_prompt: str = option("text that describes what to avoid", "")
+    prompt_syntax: PromptSyntax | None = option(
+        "how weights and steps are written in prompts: as in AUTOMATIC1111 or ComfyUI, or plain text; default: the "
+        "model's own"
+    )
     seed: int | None = option("random seed; default: random, and stored in the recipe", None, least=0, most=2**63 - 1)
     clips: int = option("clips to generate in one batch", 1, least=1, most=64)
 
@@ -217,12 +225,19 @@ class Request:
     guidance_rescale: float = option("guidance rescale, 0 to 1 (Lin et al. 2023)", 0.0, least=0, most=1)
     guidance_interval: tuple[float, float] | None = option("log-SNR range in which guidance is applied", None)
     eta: float | None = option("noise added at each step (0 is deterministic)", None, least=0, most=1)
+    spacing: Spacing | None = option(
+        "how steps are spread over the noise levels; default: the model's. leading, trailing and linspace are those of "
+        "diffusers' DDIM and Euler; open-linspace and open-leading are those of its DPM++ and UniPC"
+    )
+    karras: bool = option("space steps as in Karras et al. (2022), between the ends of the spacing", False)
     sampler_options: Mapping[str, float] = field(
         default_factory=dict,
         metadata={"help": "sampler option, such as gamma=0.3 or delta=0.1; may be repeated"},
     )
 
     loras: Mapping[str, float] | None = option("LoRA files and their weights; default: the model's own", None)
+    lora_folder: str | None = option("folder of the LoRAs that prompts name as <lora:NAME:WEIGHT>", None, path=True)
+    """Not recorded: a job has the files in ``loras``."""
 
     image: str | None = option("image or clip whose first frame starts the video", None, path=True)
     image_model: str | None = option(

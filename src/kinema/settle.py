@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
 
 from kinema import registry, spans
+from kinema.conditioning.prompts import lora_tags
+from kinema.conditioning.prompts.signs import unread
 from kinema.deprecated import renamed
 from kinema.diffusion import samplers
 from kinema.diffusion.freeinit import FreeInit
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.diffusion.schedules import edit_steps
 from kinema.events import Note, OnEvent, ignore
-from kinema.schema import FREE_INIT, TASK_FIELDS, BadRequest, Request, flag
+from kinema.schema import FREE_INIT, TASK_FIELDS, BadRequest, Request, flag, plain_number
 from kinema.system import System
 from kinema.tasks import TASKS
 from kinema.tasks.inputs import require_prompt
@@ -57,7 +60,8 @@ def settle(system: System, request: Request, on_event: OnEvent = ignore) -> Requ
     check_prompts(system, request, in_blocks=in_blocks)
     if request.colours != "free" and request.task in ("generate", "edit") and not in_blocks:
         raise BadRequest("--colours applies only to clips with given frames and to block-wise clips: leave it out")
-    sampler_options(system, request)
+    check_sampling(system, request)
+    note_branches(system, request, on_event)
     free_init(system, request)
     if request.task == "edit" and request.strength > 0 and not edit_steps(cast(int, request.steps), request.strength):
         what = f"strength {request.strength:g} of {request.steps} steps is less than one step"
@@ -93,6 +97,7 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
         on_event(Note(note))
     request = sized(system, request)
     request = request if own.series is None else own.series.settled(request)
+    request = with_prompt_syntax(system, request, on_event)
 
     def snapped(what: str, asked: int, value: int) -> int:
         if asked != value:
@@ -139,6 +144,77 @@ def with_defaults(system: System, request: Request, on_event: OnEvent = ignore) 
     )
     system.family.sampling.check(system.config, request)
     return request
+
+
+def prompts_of(request: Request) -> list[str]:
+    """Return a request's prompts: its own, those of spans and the negative one."""
+    return [request.prompt, *request.prompt_spans.values(), request.negative_prompt]
+
+
+def with_prompt_syntax(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
+    """Return the request with the syntax of its prompts, and with the files that they name.
+
+    Emits a note on signs that the syntax does not read. Raises BadRequest for a syntax that the model lacks.
+    """
+    own, name = system.family.sampling.defaults(system.config), system.name
+    syntaxes = ("plain",) if own.prompts is None else own.prompts.syntaxes
+    syntax = request.prompt_syntax or syntaxes[0]
+    if syntax not in syntaxes:
+        raise BadRequest(f"{name} takes only plain prompts, without weights or steps: leave --prompt-syntax out")
+    if own.takes_prompt and (found := [sign for text in prompts_of(request) for sign in unread(text, syntax)]):
+        reader = f"{name} takes plain prompts and" if len(syntaxes) == 1 else f"--prompt-syntax {syntax}"
+        on_event(Note(f"{reader} reads {', '.join(dict.fromkeys(found))} as words"))
+    if own.prompts is None:
+        return request
+    return own.prompts.settled(replace(request, prompt_syntax=syntax), on_event)
+
+
+def with_prompt_loras(system: System, request: Request, on_event: OnEvent = ignore) -> Request:
+    """Return the request with the LoRAs that its prompts name among its ``loras``, and prompts without their names.
+
+    Raises BadRequest for a LoRA that is not in ``lora_folder``, is given twice, or is in the negative prompt.
+    """
+    if lora_tags.tags(request.negative_prompt):
+        raise BadRequest("the negative prompt names a LoRA, which would act on both prompts; name it in the prompt")
+    named = lora_tags.tags(" ".join(prompts_of(request)))
+    if not named:
+        if request.lora_folder is not None:
+            on_event(Note("--lora-folder is not used: no prompt names a LoRA as <lora:NAME:WEIGHT>"))
+        return replace(request, lora_folder=None)
+    files = lora_tags.files_of(named, request.lora_folder)
+    own = {str(file.path): file.weight for file in system.runtime.own_loras}
+    loras = own if request.loras is None else dict(request.loras)
+    if twice := {Path(file).resolve() for file in files} & {Path(file).resolve() for file in loras}:
+        raise BadRequest(f"the LoRA {min(twice).name} is given by its file and in the prompt; give it once")
+    without = {frames: lora_tags.without_tags(text) for frames, text in request.prompt_spans.items()}
+    prompt = lora_tags.without_tags(request.prompt)
+    return replace(request, prompt=prompt, prompt_spans=without, loras=loras | files, lora_folder=None)
+
+
+def check_sampling(system: System, request: Request) -> None:
+    """Raise BadRequest for options that the sampler lacks, and for spacings that the model's noise levels lack."""
+    sampler_options(system, request)
+    if request.spacing is not None or request.karras:
+        system.levels(request)
+
+
+def note_branches(system: System, request: Request, on_event: OnEvent) -> None:
+    """Emit a note on prompts and options of guidance that change nothing at the request's guidance scale."""
+    blank, own = Request(), system.family.sampling.defaults(system.config)
+    # Guidance may change over the frames of the lattice.
+    branches = system.guidance(replace(request, frames=system.lattice.grid.time.ceil(request.shape.frames))).branches
+    unused = []
+    if "positive" not in branches and request.prompt.strip():
+        unused.append("the prompt")
+    if "negative" not in branches:
+        names = ["negative_prompt", "guidance_rescale"]
+        # The model's own interval is in a settled request too.
+        names += ["guidance_interval"] if request.guidance_interval != own.guidance_interval else []
+        unused += [flag(name) for name in names if getattr(request, name) != getattr(blank, name)]
+    if unused:
+        scale = plain_number(cast(float, request.guidance))
+        verb = "is" if len(unused) == 1 else "are"
+        on_event(Note(f"{' and '.join(unused)} {verb} not used, since the guidance scale is {scale}"))
 
 
 def sampler_options(system: System, request: Request) -> dict[str, float]:

@@ -93,6 +93,7 @@ def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledSta
     request = Request(
         prompt=base.prompt if spans is None else spans.at(0),
         negative_prompt=base.negative_prompt,
+        prompt_syntax=None if own.prompts is None else base.prompt_syntax,
         seed=base.seed,
         clips=base.clips,
         frames=1,
@@ -227,6 +228,8 @@ def _upper_request(system: System, upper: System, request: Request, on_event: On
     own, changes = upper.family.sampling.defaults(upper.config), dict[str, Any](loras=None, overlap=None)
     if upper.family.name != system.family.name:
         changes["extra"] = {}  # options of the other family
+    if own.prompts is None:
+        changes["prompt_syntax"] = None
     if not own.takes_prompt:
         changes |= {"prompt": "", "negative_prompt": "", "prompt_spans": {}, "guidance": None, "guidance_end": None}
     longest, window = upper.lattice.max_frames, request.window

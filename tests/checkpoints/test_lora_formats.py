@@ -136,7 +136,10 @@ def test_an_adapter_of_the_wrong_shape_is_refused_before_any_weight_changes():
     ("tensors", "message"),
     [
         ({"lora_unet_elsewhere.lora_down.weight": torch.ones(2, 6)}, r"fit no layer of this model \(lora_unet_else"),
-        ({"unet.block.attn1.to_q.dora_scale": torch.ones(8)}, "to_q.dora_scale"),
+        (
+            {"unet.block.attn1.to_q.oft_R.weight": torch.ones(8)},
+            "1 tensor of it is an OFT .*to_q.oft_R.*not supp",
+        ),
         (
             {"unet.block.attn1.to_q.lora_A.weight": torch.ones(2, 6)},
             "an incomplete LoRA at .*: its up matrix is missing",

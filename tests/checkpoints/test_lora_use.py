@@ -27,8 +27,9 @@ def save(path: Path) -> Path:
 
 
 def test_the_hash_of_a_single_file_is_that_of_its_weights(tmp_path: Path) -> None:
-    """Also next to a config of another LoRA, which is not read."""
+    """Also next to a config of another LoRA in the folder, which is not read."""
     path = save(tmp_path / "a.safetensors")
+    save(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
     assert lora_hash(path) == weight_hash(path)
     alone = save(tmp_path / "alone" / "adapter_model.safetensors")

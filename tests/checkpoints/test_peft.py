@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from kinema.checkpoints.lora_formats import Adapter, Piece, read_lora, write_lora
+from kinema.checkpoints.lora_formats import Adapter, Merged, Piece, read_lora, write_lora
+from kinema.checkpoints.lora_use import read_loras
 from kinema.checkpoints.peft import PEFT_NOTE, PeftAlphas
 from kinema.schema import BadRequest
 
 QUERY = "unet.block.attn.q"
+RECORDED = Path(__file__).parent / "recorded"
 
 
 def alphas(settings):
@@ -34,11 +37,109 @@ def test_patterns_name_layers_as_the_file_does_whatever_they_are_natively(tmp_pa
     assert read_lora(tmp_path / "a.safetensors", [QUERY], names)[QUERY].scale == 1 / 2
 
 
-def test_a_pattern_is_the_end_of_a_name_or_a_whole_name():
-    found = alphas({"lora_alpha": 8, "alpha_pattern": {"out": 1, "^in": 2, "block.0.out": 3}})
-    names = ("out", "block.1.out", "block.0.out", "in", "block.in", "without")
-    assert [found.of(name) for name in names] == [1, 1, 3, 2, 8, 8]
+def test_a_pattern_is_the_end_of_a_name_or_a_whole_name_and_the_first_counts():
+    """As in PEFT's get_pattern_key: run on tests/checkpoints/recorded/peft-unet, whose patterns overlap."""
+    patterns = {"block.0.out": 3, "out": 1, "^in": 2, "mid.*.q": 4, "k\\.0$": 5}
+    expected = {"out": 1, "block.1.out": 1, "block.0.out": 3, "in": 2, "block.in": 8, "without": 8}
+    expected |= {"mid.a.b.q": 4, "x.mid.q": 4, "mid.k": 8, "k.0": 5, "xk.0": 8, "xout": 8}
+    found = alphas({"lora_alpha": 8, "alpha_pattern": patterns})
+    assert {name: found.of(name) for name in expected} == expected
     assert found.of("base_model.model.block.0.out") == 3
+    assert alphas({"alpha_pattern": {"out": 1, "block.0.out": 3}}).of("block.0.out") == 1
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "a|b", "[ab]", "a{9}", ".*" * 5, "a" * 300, "\\d", "a b"])
+def test_a_pattern_that_could_stall_is_refused(pattern):
+    with pytest.raises(BadRequest, match=r"has the pattern .* in its metadata; expected names of layers"):
+        alphas({"alpha_pattern": {pattern: 1}})
+    with pytest.raises(BadRequest, match=r"has the pattern"):
+        alphas({"rank_pattern": {pattern: 1}})
+
+
+def test_a_rank_stabilised_scale_is_alpha_over_the_root_of_the_rank(tmp_path):
+    note = {"unet.lora_alpha": 6, "unet.use_rslora": True}
+    save_file(pair("unet.block.attn.q"), tmp_path / "a.safetensors", {PEFT_NOTE: json.dumps(note)})
+    assert read_lora(tmp_path / "a.safetensors", [QUERY])[QUERY].scale == pytest.approx(6 / 2**0.5, rel=1e-12)
+    own = {"unet.block.attn.q.alpha": torch.tensor(1.0)}  # an alpha in the file is that of the usual scale
+    save_file(pair("unet.block.attn.q") | own, tmp_path / "b.safetensors", {PEFT_NOTE: json.dumps(note)})
+    assert read_lora(tmp_path / "b.safetensors", [QUERY])[QUERY].scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "was initialised by 'pissa_niter_4' .*, which changes the model's own",
+        ),
+        ({"init_lora_weights": "olora"}, "'olora'"),
+        ({"use_dora": True}, "is a DoRA by its settings and has no magnitudes at unet.block.attn.q"),
+        ({"r": "x"}, "has the rank 'x' in adapter_config.json; expected a number"),
+    ],
+)
+def test_settings_whose_effect_is_not_in_the_file_are_refused(tmp_path, settings, message):
+    save_file(pair("base_model.model.block.attn.q"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "init_lora_weights": True} | settings))
+    with pytest.raises(BadRequest, match=message):
+        read_lora(tmp_path, [QUERY])
+
+
+def test_settings_belong_to_the_file_that_their_folder_is_read_as(tmp_path):
+    """The only weight file, whatever its name, or adapter_model among others."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
+    save_file(pair("base_model.model.block.attn.q"), tmp_path / "a.safetensors")
+
+    def scale(name):
+        return read_lora(tmp_path / name, [QUERY])[QUERY].scale
+
+    def notes(name):
+        shapes = {f"{QUERY}.weight": torch.Size((8, 6))}
+        return read_loras({tmp_path / name: 1.0}, shapes, {}, "a model")[0].notes
+
+    assert scale("a.safetensors") == scale(".") == 4
+    assert not notes("a.safetensors")
+    save_file(pair("base_model.model.block.attn.q"), tmp_path / "adapter_model.safetensors")
+    assert scale("adapter_model.safetensors") == 4
+    assert scale("a.safetensors") == 1
+    (note,) = notes("a.safetensors")
+    assert note.startswith("a.safetensors has no alphas, and the adapter_config.json next to it is not used")
+
+
+class Unet(torch.nn.Module):
+    def __init__(self):
+        from diffusers import UNet2DConditionModel
+
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+
+
+@pytest.mark.parametrize("name", ["peft-unet", "peft-unet/adapter_model.safetensors"])
+def test_a_folder_of_peft_adds_to_a_unet_what_peft_adds(name):
+    """Rank-stabilised, with patterns that overlap; recorded by tools/record_lora_kinds.py with PEFT 0.21.2."""
+    model, expected = Unet(), load_file(RECORDED / "peft-unet.safetensors")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    folder = RECORDED / name
+    (file,) = read_loras({folder: 1.0}, {n: p.shape for n, p in before.items()}, {}, "a model")
+    assert {module.removeprefix("unet.") for module in file.lora} == expected.keys()
+    merged = Merged(model)
+    merged.set([(file.lora, 1.0)])
+    for module, difference in expected.items():
+        n = f"unet.{module}.weight"
+        torch.testing.assert_close(
+            file.lora[f"unet.{module}"].delta("weight", before[n]), difference, atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(model.get_parameter(n), before[n] + difference, atol=1e-6, rtol=0)
+    merged.clear()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_each_component_has_its_own_alphas():
@@ -64,7 +165,6 @@ def test_a_written_pattern_changes_no_layer_whose_name_ends_in_it(tmp_path):
         ({"lora_alpha": None}, "has the alpha None in its metadata"),
         ({"alpha_pattern": [1]}, "damaged PEFT settings in its metadata; expected names and values"),
         ([1], "damaged PEFT settings in its metadata"),
-        ({"use_rslora": True}, "rank-stabilised"),
     ],
 )
 def test_settings_that_are_not_those_of_a_plain_lora_are_refused(settings, message):

@@ -196,7 +196,7 @@ def test_every_option_of_a_verb_has_help_and_the_default_of_the_request(task):
 
 def test_every_field_of_a_request_is_an_option_of_some_verb():
     offered = {o.name for task in VERBS for o in request_options(task)}
-    family_options = {"motion", "control", "ip_image"}  # these fill ``extra``
+    family_options = {"motion", "control", "ip_image", "embeddings"}  # these fill ``extra``
     assert offered - family_options | {"task", "loras"} == set(Request.__dataclass_fields__)
 
 

@@ -320,6 +320,7 @@ def test_a_verb_has_the_options_of_the_schema_and_of_sampling(task):
         "motion",
         "control",
         "ip_image",
+        "embeddings",
     }
 
 

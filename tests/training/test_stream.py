@@ -137,3 +137,17 @@ def test_each_kind_of_canvas_has_its_shape(kind):
 def test_an_unknown_kind_of_canvas_is_refused():
     with pytest.raises(ValueError, match="sideways"):
         draw_mask({"sideways": 1.0}, (4, 8, 8), torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["first", "last", "ends", "prefix", "suffix", "every"])
+def test_an_image_is_never_given_whole(kind):
+    g = torch.Generator().manual_seed(2)
+    assert not any(draw_mask({kind: 1.0}, (1, 8, 8), g).any() for _ in range(20))
+    assert draw_mask({kind: 1.0}, (3, 8, 8), g).any()
+
+
+def test_regions_of_an_image_are_given():
+    g = torch.Generator().manual_seed(2)
+    masks = torch.stack([draw_mask({"region": 1.0}, (1, 8, 8), g) for _ in range(50)]).flatten(1).mean(1)
+    assert (masks > 0).all()
+    assert (masks < 1).all()

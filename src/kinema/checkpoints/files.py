@@ -1,7 +1,8 @@
 """Weight files: safe reading, atomic writing.
 
 A safetensors file is memory-mapped after its header has been checked against the file; PyTorch's own files are
-only ever loaded with ``weights_only=True``. A folder with an index, or with a single weight file, reads like a file.
+only ever loaded with ``weights_only=True``; GGUF is dequantised. A folder with an index, or with a single weight file,
+reads like a file. `kinema.checkpoints.storage` has the one rule for prefixes of names and for scaled weights.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from torch import Tensor, nn
 from kinema import bounds
 from kinema.atomic import replacing
 from kinema.bounds import MAX_QUOTED, first_names, printable, quoted
+from kinema.checkpoints import gguf_file
+from kinema.checkpoints.gguf_file import Gguf
 from kinema.checkpoints.pickles import SUFFIXES, read_pickle
+from kinema.checkpoints.storage import Header, View, view
 from kinema.schema import BadRequest
 from kinema.values import counted
 
-WEIGHTS = (".safetensors", *SUFFIXES)
+WEIGHTS = (".safetensors", *SUFFIXES, gguf_file.SUFFIX)
 """Suffixes of weight files."""
 RUN_OPTIONS = "options.json"
 """The settings of a training run; marks a folder as a run's."""
@@ -59,44 +63,64 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _BLOCK = 16 * 2**20
 
-Header = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
 
 # ----------------------------------------------------------------------------------------- reading
 
 
 def header(path: str | Path, variant: str | None = None) -> Header:
     """Return names, shapes and dtypes of all tensors without reading any data."""
-    found: Header = {}
+    return viewed(path, variant).header
+
+
+def viewed(path: str | Path, variant: str | None = None) -> View:
+    """Return how the tensors are named and stored, without reading any data."""
+    raw: Header = {}
     for file in weight_files(path, variant):
-        if file.suffix == ".safetensors":
-            entries = {name: (e[0], e[1]) for name, e in Layout.read(file).entries.items()}
-        else:
-            entries = {k: (tuple(t.shape), t.dtype) for k, t in read_pickle(file, "meta").items()}
-        merge(found, entries, file)
-    return found
+        merge(raw, raw_header(file), file)
+    return view(raw, Path(path).name)
 
 
 def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tensor]:
     """Return all tensors of a file or folder, memory-mapped: pages are read on first use.
 
-    A PyTorch file may wrap its tensors in ``ema``, ``state_dict`` or ``model``, tried in this order because published
-    results are sampled from the averaged weights; counters next to them are skipped, and a ``module.`` prefix on
-    all names is removed. ``variant`` selects files such as ``name.fp16.safetensors`` in a folder. Raises `BadRequest`
-    for a file that is missing, cut short or hostile, or that contains code.
+    Tables of a training checkpoint, prefixes that all names share, and scaled weights are resolved as
+    `kinema.checkpoints.storage` says; counters next to the tensors are skipped. ``variant`` selects files such as
+    ``name.fp16.safetensors`` in a folder. Raises `BadRequest` for a file that is missing, cut short or hostile, or
+    that contains code.
     """
-    found: dict[str, Tensor] = {}
+    raw: dict[str, Tensor] = {}
     for file in weight_files(path, variant):
-        merge(found, _read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file, "cpu"), file)
-    return found
+        merge(raw, _read_raw(file), file)
+    seen = view({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in raw.items()}, Path(path).name)
+    return {name: seen.tensor(name, raw.__getitem__) for name in seen.header}
+
+
+def raw_header(file: Path) -> Header:
+    """Return names, shapes and dtypes as the file has them; those of a GGUF file are what it is dequantised to."""
+    if file.suffix == ".safetensors":
+        return {name: (e[0], e[1]) for name, e in Layout.read(file).entries.items()}
+    if file.suffix == gguf_file.SUFFIX:
+        return Gguf.read(file).header
+    return {name: (tuple(t.shape), t.dtype) for name, t in read_pickle(file, "meta").items()}
+
+
+def _read_raw(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix == gguf_file.SUFFIX:
+        opened = Gguf.read(file)
+        return {name: opened.tensor(name) for name in opened.entries}
+    return read_pickle(file, "cpu")
 
 
 def metadata(path: str | Path, variant: str | None = None) -> dict[str, str]:
-    """Return the metadata of safetensors files; empty for other formats."""
+    """Return the metadata of safetensors files and the text settings of GGUF files; empty for PyTorch's own."""
     found: dict[str, str] = {}
     for file in weight_files(path, variant):
         if file.suffix == ".safetensors":
             found |= Layout.read(file).metadata
+        elif file.suffix == gguf_file.SUFFIX:
+            found |= Gguf.read(file).metadata
     return found
 
 
@@ -212,9 +236,9 @@ def _order(text: bytes) -> list[str]:
 def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
     """Return the weight files of ``path``: the file itself, the shards of an index, or the weights in a folder.
 
-    In a folder, an index is preferred to a single file, and safetensors to PyTorch's files. Without ``variant``, files
-    without a variant suffix are chosen, or the only variant present; in a training run's folder, ``model.safetensors``.
-    Raises `BadRequest` if there is no file or more than one candidate.
+    In a folder, an index is preferred to a single file, safetensors to PyTorch's files, and those to GGUF. Without
+    ``variant``, files without a variant suffix are chosen, or the only variant present; in a training run's folder,
+    ``model.safetensors``. Raises `BadRequest` if there is no file or more than one candidate.
     """
     path = Path(path)
     if path.is_dir():
@@ -226,7 +250,7 @@ def weight_files(path: str | Path, variant: str | None = None) -> list[Path]:
     if path.suffix == ".json":
         return _of_index(path)
     if path.suffix not in WEIGHTS:
-        raise BadRequest(f"{path.name} is not a weight file; expected .safetensors, {', '.join(SUFFIXES)} or a folder")
+        raise BadRequest(f"{path.name} is not a weight file; expected {', '.join(WEIGHTS)} or a folder")
     return [path]
 
 
@@ -234,7 +258,7 @@ def _of_folder(folder: Path, variant: str | None) -> list[Path]:
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     if variant is None and {RUN_OPTIONS, "model.safetensors"} <= set(names):
         return [folder / "model.safetensors"]  # a training run's result, next to its checkpoints and best weights
-    for kind in (r"\.safetensors", "|".join(re.escape(s) for s in SUFFIXES)):
+    for kind in (r"\.safetensors", "|".join(re.escape(s) for s in SUFFIXES), re.escape(gguf_file.SUFFIX)):
         # model.safetensors, model.fp16.safetensors; model.safetensors.index.json, …index.fp16.json
         single = re.compile(rf"(?P<stem>[^.]+?)(?:\.(?P<variant>\w+))?(?:{kind})")
         index = re.compile(rf"(?P<stem>[^.]+)(?:{kind})\.index(?:\.(?P<variant>\w+))?\.json")

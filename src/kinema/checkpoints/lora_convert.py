@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kinema.checkpoints.convert import NOTE, Conversion, TargetFile, cast
 from kinema.checkpoints.files import Header, parse_header
-from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, lora_tensors, match_keys, read_lora, stems_of
+from kinema.checkpoints.lora_formats import KOHYA, Alias, Lora, lora_tensors, match_keys, read_plain, stems_of
 from kinema.checkpoints.peft import PeftAlphas
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
@@ -66,8 +66,8 @@ def opened(source: Source, lora: Lora, layouts: Sequence[LoraLayout]) -> OpenedL
 def read(
     source: Source, modules: Iterable[str], aliases: Mapping[str, Alias], layouts: Sequence[LoraLayout]
 ) -> OpenedLora:
-    """Read a LoRA, to convert it. Raises BadRequest as `read_lora`."""
-    return opened(source, read_lora(source.path, modules, aliases), layouts)
+    """Read a LoRA, to convert it. Raises BadRequest as `read_plain`."""
+    return opened(source, read_plain(source.path, modules, aliases), layouts)
 
 
 def plan(source: OpenedLora, name: str, dtype: torch.dtype | None) -> Conversion:
@@ -107,7 +107,9 @@ def restored(lora: Lora, layout: LoraLayout, text: bytes) -> dict[str, Tensor] |
         return None
     alphas, stems = PeftAlphas.noted(metadata, "this LoRA"), stems_of(keys)
     if not layout.folder and any(
-        replace(a, alpha=alphas.of(stems[m])).scale != a.scale for m, a in lora.items() if m not in having["alpha"]
+        replace(a, alpha=alphas.strength(stems[m]).plain_alpha(a.rank)).scale != a.scale
+        for m, a in lora.items()
+        if m not in having["alpha"]
     ):
         return None
     tensors = {}

@@ -1,16 +1,13 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) in all common layouts, merged into a network and removed bit for bit.
+"""Low-rank adapters (LoRA, Hu et al. 2021) and their kin in all common layouts, merged into a network and removed.
 
-A layer's weight becomes ``W + w · (alpha / rank) · up @ down`` with the user's weight ``w``. Layouts:
-kohya ``lora_unet_{module with _ for .}.lora_down.weight`` and ``.alpha``; diffusers and PEFT
-``unet.{module}.lora_A.weight``, alphas in the file's metadata; older diffusers ``.lora.down.weight`` and
-``.processor.to_q_lora.down.weight``. Module names may be native or those of an original layout.
+A layer's weight becomes ``W + w · Δ`` with the user's weight ``w``; `lora_kinds` says what Δ is for each kind, and
+`lora_names` how tools name the tensors. Alphas are in the file, in its metadata (diffusers) or next to it (PEFT).
+Module names may be native or those of an original layout. Removal is exact, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,59 +19,16 @@ from torch import Tensor, nn
 
 from kinema.bounds import first_names
 from kinema.checkpoints.files import header, read_tensors, write_tensors
-from kinema.checkpoints.peft import PEFT_NOTE, PEFT_PREFIX, PeftAlphas
+from kinema.checkpoints.lora_kinds import Adapter, Difference, Differences
+from kinema.checkpoints.lora_names import BUNDLED, KOHYA, Names, is_lora, split, unsupported  # noqa: F401 (re-exported)
+from kinema.checkpoints.lora_parts import Parts
+from kinema.checkpoints.lora_rows import Placed, Sum, misfit, rows_of
+from kinema.checkpoints.peft import PEFT_NOTE, PeftAlphas
 from kinema.checkpoints.signatures import lora_kind
 from kinema.schema import BadRequest
 from kinema.values import counted
 
 LAYOUTS = ("diffusers", "kohya")
-KOHYA = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-"""Kohya's prefixes and the components they stand for; SDXL files number the two text encoders."""
-_ENDS = {
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    "_lora.up.weight": "up",
-    ".alpha": "alpha",
-}
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The ``down`` (rank × in…) and ``up`` (out × rank…) matrices of a layer; without ``alpha``, alpha is the rank."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def stated_alpha(self) -> float:
-        """The alpha to write where a layout has one for every adapter."""
-        return self.rank if self.alpha is None else self.alpha
-
-    @property
-    def scale(self) -> float:
-        return self.stated_alpha / self.rank
-
-    def delta(self, shape: torch.Size) -> Tensor:
-        """Return the fp32 update of a weight of this shape. For a convolution, ``up`` is 1×1."""
-        product = self.up.flatten(1).float() @ self.down.flatten(1).float()
-        return (self.scale * product).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -90,7 +44,20 @@ class Piece:
     how: Callable[[Tensor], Tensor] | None = None
     at: tuple[int, int] | None = None
 
-    def of(self, adapter: Adapter) -> Adapter:
+    def of(self, difference: Difference) -> Difference:
+        """The difference of this module. Raises BadRequest, naming the kind, for one that cannot be split."""
+        if isinstance(difference, Adapter):
+            return self.of_plain(difference)
+        if self.rows is not None or self.how is not None:
+            rows = self.rows or (0, difference.size(difference.parameters[0])[0] or 0)
+            difference = rows_of(difference, rows, self.how)
+        if self.at is None:
+            return difference
+        if difference.size(difference.parameters[0])[0] is None:
+            raise BadRequest(difference.kind)
+        return Placed(difference, *self.at)
+
+    def of_plain(self, adapter: Adapter) -> Adapter:
         """The adapter of this module; ``down`` is the foreign module's."""
         up = adapter.up if self.how is None else self.how(adapter.up)
         up = up if self.rows is None else up[slice(*self.rows)]
@@ -106,11 +73,12 @@ Alias = str | tuple[Piece, ...]
 """What a module of another layout is natively: a module, or pieces of modules."""
 
 Lora = Mapping[str, Adapter]
-"""Adapters by module name (``unet.down_blocks.0.attentions.0.….to_q``)."""
+"""Plain LoRAs by module name (``unet.down_blocks.0.attentions.0.….to_q``)."""
 
 
-def is_lora(names: Iterable[str]) -> bool:
-    return any(name.endswith(end) for name in names for end in _ENDS if end != ".alpha")
+def layers_of(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The modules that a LoRA can change, by the parameters of a network: those with a weight, norms included."""
+    return [name.removesuffix(".weight") for name, shape in shapes.items() if name.endswith(".weight") and len(shape)]
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -118,62 +86,91 @@ def is_lora(names: Iterable[str]) -> bool:
 
 def read_lora(
     path: str | Path, modules: Iterable[str], aliases: Mapping[str, Alias] | None = None
-) -> dict[str, Adapter]:
-    """Read a LoRA file; returns its adapters by native module name.
+) -> dict[str, Difference]:
+    """Read a LoRA file of any kind; returns its differences by native module name.
 
     ``modules`` are all module names of the model, starting with the component; names in the file without a component
     belong to the U-Net. ``aliases`` maps names of another layout (``input_blocks.1.1.…``) to native modules or pieces
-    of them. Raises `BadRequest` for an unknown module (naming the model that the LoRA is for), a tensor that is not
-    part of a plain LoRA (LoCon, DoRA), an incomplete pair, mismatched ranks, rank 0, and an alpha that is not a number.
+    of them. Embeddings in the file are left out (`lora_names.bundled`). Raises `BadRequest` for an unknown module
+    (naming the model that the LoRA is for), a kind that is not supported, several kinds for one layer, a missing part,
+    mismatched ranks, rank 0, and an alpha that is not a number.
     """
-    tensors = read_tensors(path)
+    tensors = {name: tensor for name, tensor in read_tensors(path).items() if not name.startswith(BUNDLED)}
     places, unknown = match_keys(tensors, modules, aliases or {})
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, (module, role) in places.items():
         found[module][role] = tensors[key]
     where = Path(path).name
     if unknown:
-        faults = f"{len(unknown)} of its tensors fit no layer of this model ({first_names(unknown)})"
-        raise BadRequest(f"{where} is {lora_kind(header(path))}: {faults}")
-    alphas, stems = PeftAlphas.read(Path(path)), stems_of(places)
-    adapters = {
-        module: _adapter(parts, module, alphas.of(stems.get(module, module)), where) for module, parts in found.items()
-    }
-    if not adapters:
+        raise BadRequest(f"{where} is {lora_kind(header(path))}: {_faults(unknown)}")
+    if not found:
         raise BadRequest(f"{where} has no LoRA weights")
-    return moved(adapters, aliases or {}, where)
+    settings, stems = PeftAlphas.read(Path(path)), stems_of(places)
+    differences = {}
+    for module, parts in found.items():
+        stem = stems[module]
+        differences[module] = Parts(parts, module, stem, where, settings.strength(stem)).difference()
+        if settings.is_dora(stem) and "down" in parts and not {"magnitude", "dora_scale"} & parts.keys():
+            raise BadRequest(f"{where} is a DoRA by its settings and has no magnitudes at {module}; expected them")
+    return moved(differences, aliases or {}, where)
 
 
-def moved(adapters: Lora, aliases: Mapping[str, Alias], where: str) -> dict[str, Adapter]:
-    """Adapters under the names that ``aliases`` maps theirs to, split and joined where those are pieces.
+def _faults(unknown: Sequence[str]) -> str:
+    if kind := unsupported(unknown):
+        return f"{counted(len(unknown), 'tensor')} of it {'is' if len(unknown) == 1 else 'are'} {kind}, not supported"
+    return f"{len(unknown)} of its tensors fit no layer of this model ({first_names(unknown)})"
+
+
+def read_plain(
+    path: str | Path, modules: Iterable[str], aliases: Mapping[str, Alias] | None = None
+) -> dict[str, Adapter]:
+    """Read a LoRA file that has ``up`` and ``down`` matrices only, as layouts can be converted."""
+    return plain(read_lora(path, modules, aliases), Path(path).name)
+
+
+def plain(differences: Differences, where: str) -> dict[str, Adapter]:
+    """The same adapters. Raises BadRequest for other kinds, which have no other layout."""
+    for module, each in differences.items():
+        if not isinstance(each, Adapter):
+            raise BadRequest(f"{where} has {each.kind} at {module}; only LoRAs of up and down matrices are converted")
+    return {module: each for module, each in differences.items() if isinstance(each, Adapter)}
+
+
+def moved(differences: Differences, aliases: Mapping[str, Alias], where: str) -> dict[str, Difference]:
+    """Differences under the names that ``aliases`` maps theirs to, split and joined where those are pieces.
 
     From another layout's modules to native ones or back. Raises BadRequest, naming the file, for sizes that do not fit.
     """
-    found: dict[str, list[Adapter]] = defaultdict(list)
-    for module, adapter in adapters.items():
+    found: dict[str, list[Difference]] = defaultdict(list)
+    for module, difference in differences.items():
         alias = aliases.get(module)
         if alias is None or isinstance(alias, str):
-            found[module].append(adapter)
+            found[module].append(difference)
             continue
         try:
-            pieces = [(piece.module, piece.of(adapter)) for piece in alias]
-            # A layer of which an adapter changes one part: the others have no adapter of their own.
-            some = any(bool(part.up.any()) for _, part in pieces)
-            for name, part in pieces:
-                if not some or part.up.any():
-                    found[name].append(part)
+            pieces = [(piece.module, piece.of(difference)) for piece in alias]
+        except BadRequest as kind:
+            expected = "expected one whose rows are independent: this model arranges the layer's rows differently"
+            raise BadRequest(f"{where} has {kind} at {module}; {expected}") from kind
         except (RuntimeError, IndexError, ValueError) as error:
-            raise BadRequest(
-                f"{where} has {adapter.up.shape[0]} rows at {module}, which do not fit this model"
-            ) from error
+            rows = difference.size(difference.parameters[0])[0]
+            raise BadRequest(f"{where} has {rows} rows at {module}, which do not fit this model") from error
+        # A layer of which an adapter changes one part: the others have no adapter of their own.
+        some = any(not isinstance(part, Adapter) or bool(part.up.any()) for _, part in pieces)
+        for name, part in pieces:
+            if not some or not isinstance(part, Adapter) or part.up.any():
+                found[name].append(part)
     return {module: each[0] if len(each) == 1 else _sum(each, module, where) for module, each in found.items()}
 
 
-def _sum(adapters: Sequence[Adapter], module: str, where: str) -> Adapter:
-    """One adapter that equals the sum of several: their ranks side by side, each with its scale.
+def _sum(parts: Sequence[Difference], module: str, where: str) -> Difference:
+    """One difference that equals the sum of several: plain adapters' ranks side by side, each with its scale.
 
     Those with the same ``down``, the pieces of one that was split, become that one again.
     """
+    adapters = [each for each in parts if isinstance(each, Adapter)]
+    if len(adapters) < len(parts):
+        return Sum(tuple(parts))
     if len({each.down.shape[1:] for each in adapters}) > 1 or len({each.up.shape[0] for each in adapters}) > 1:
         raise BadRequest(f"{where} changes {module} by adapters of different sizes")
     first, *rest = adapters
@@ -189,16 +186,22 @@ def _sum(adapters: Sequence[Adapter], module: str, where: str) -> Adapter:
 def match_keys(
     keys: Iterable[str], modules: Iterable[str], aliases: Mapping[str, Alias]
 ) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Map keys to (module, role "down", "up" or "alpha"); also returns the keys that match no module.
+    """Map keys to (module, role); also returns the keys that match no module.
 
     The module is native, or the name of a module in another layout that stands for pieces of native ones.
     """
-    names = _Names(modules, aliases)
+    native = {name: name for name in modules}
+    # PEFT's files have one component each and do not name it: the denoiser, or the only text encoder.
+    alone = any(name.startswith("text_encoder.") for name in native) and not any("encoder_2." in n for n in native)
+    parts = ("unet.", "text_encoder.") if alone else ("unet.",)
+    bare = {name.removeprefix(part): name for part in reversed(parts) for name in native if name.startswith(part)}
+    named = {name: alias if isinstance(alias, str) else name for name, alias in aliases.items()}
+    names = Names(native | bare | named)
     found: dict[str, tuple[str, str]] = {}
     taken: set[tuple[str, str]] = set()
     unknown = []
     for key in keys:
-        stem, role = _split(key)
+        stem, role = split(key)
         module = names.find(stem) if role else None
         if module is None or (module, role) in taken:
             unknown.append(key)
@@ -210,59 +213,8 @@ def match_keys(
 
 def stems_of(places: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     """The name in the file of each module that `match_keys` found, which PEFT's settings use too."""
-    return {module: _split(key)[0] for key, (module, role) in places.items() if role == "down"}
-
-
-def _split(key: str) -> tuple[str, str]:
-    for end, role in _ENDS.items():
-        if key.endswith(end):
-            return key.removesuffix(end), role
-    return key, ""
-
-
-class _Names:
-    """Looks up the native module for a name in any layout."""
-
-    def __init__(self, modules: Iterable[str], aliases: Mapping[str, Alias]) -> None:
-        native = {name: name for name in modules}
-        bare = {name.removeprefix("unet."): name for name in native if name.startswith("unet.")}
-        named = {name: alias if isinstance(alias, str) else name for name, alias in aliases.items()}
-        self.dotted = native | bare | named
-        self.flat = {name.replace(".", "_"): module for name, module in self.dotted.items()}
-
-    def find(self, stem: str) -> str | None:
-        for prefix, part in KOHYA.items():
-            if stem.startswith(prefix):
-                inner = stem.removeprefix(prefix)
-                return self.flat.get(f"{part}_{inner}") or (self.flat.get(inner) if part == "unet" else None)
-        # Older diffusers versions keep the four projections in the attention processor.
-        stem = re.sub(r"\.processor\.(to_[qkv]|0|proj)$", r".\1", stem)
-        stem = re.sub(r"\.processor\.to_out$", ".to_out.0", stem)
-        return self.dotted.get(stem.removeprefix(PEFT_PREFIX))
-
-
-def _adapter(parts: dict[str, Tensor], module: str, alpha: float | None, where: str) -> Adapter:
-    """The adapter of a module's tensors; ``alpha`` counts where these have none."""
-    if absent := [role for role in ("down", "up") if role not in parts]:
-        raise BadRequest(f"{where} has an incomplete LoRA at {module}: its {absent[0]} matrix is missing")
-    down, up = parts["down"], parts["up"]
-    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
-        raise BadRequest(f"{where} has mismatched ranks at {module}: down is {_times(down)}, up is {_times(up)}")
-    if not (down.is_floating_point() and up.is_floating_point()):
-        raise BadRequest(f"{where} has {down.dtype} weights at {module}; expected floating-point")
-    if not down.shape[0]:
-        raise BadRequest(f"{where} has a LoRA of rank 0 at {module}; expected a rank of at least 1")
-    if (own := parts.get("alpha")) is not None:
-        if own.numel() != 1:
-            raise BadRequest(f"{where} has an alpha of {own.numel()} values at {module}; expected one")
-        alpha = float(own)
-        if not math.isfinite(alpha):
-            raise BadRequest(f"{where} has an alpha of {alpha} at {module}; expected a finite number")
-    return Adapter(down, up, alpha)
-
-
-def _times(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a scalar"
+    named = sorted(places.items(), key=lambda item: item[1][1] != "alpha")  # others count where both are there
+    return {module: split(key)[0] for key, (module, _) in named}
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -352,7 +304,7 @@ def _most_common(values: Mapping[str, Any]) -> Any:
 
 
 class Merged:
-    """Adapters merged into a network's weights; removes them exactly by keeping the original weights.
+    """LoRAs merged into a network's weights; removes them exactly by keeping the original weights.
 
     Subtracting would not be exact: ``(W + d) - d`` is not ``W`` in floating point.
     """
@@ -362,22 +314,18 @@ class Merged:
         self.before: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def set(self, loras: Sequence[tuple[Lora, float]]) -> None:
-        """Replace all merged adapters by these, given with their weights.
+    def set(self, loras: Sequence[tuple[Differences, float]]) -> None:
+        """Replace all merged LoRAs by these, given with their weights.
 
-        Raises `BadRequest` for an adapter of the wrong shape, before any weight changes.
+        Raises `BadRequest` for a difference of the wrong shape, before any weight changes.
         """
-        weights = {f"{module}.weight" for lora, _ in loras for module in lora}
-        parameters = self._checked(loras, weights)
+        names = {f"{module}.{name}" for lora, _ in loras for module, each in lora.items() for name in each.parameters}
+        parameters = self._checked(loras, names)
         self.clear()
-        for name in weights:
+        for name in names:
             before = parameters[name].detach().clone()
-            total = before.float()
-            for lora, weight in loras:
-                if adapter := lora.get(name.removesuffix(".weight")):
-                    total = total + weight * adapter.delta(before.shape).to(total.device)
             self.before[name] = before
-            parameters[name].copy_(total.to(before.dtype))
+            parameters[name].copy_(merged(name, before, loras).to(before.dtype))
 
     @torch.no_grad()
     def clear(self) -> None:
@@ -387,9 +335,9 @@ class Merged:
             parameters[name].copy_(before)
         self.before.clear()
 
-    def _checked(self, loras: Sequence[tuple[Lora, float]], weights: Iterable[str]) -> dict[str, nn.Parameter]:
+    def _checked(self, loras: Sequence[tuple[Differences, float]], names: Iterable[str]) -> dict[str, nn.Parameter]:
         parameters = dict(self.model.named_parameters())
-        if absent := sorted(name for name in weights if name not in parameters):
+        if absent := sorted(name for name in names if name not in parameters):
             raise BadRequest(
                 f"the LoRA has {counted(len(absent), 'layer')} that this model does not have ({first_names(absent)})"
             )
@@ -398,10 +346,26 @@ class Merged:
         return parameters
 
 
-def check_shapes(lora: Lora, shapes: Mapping[str, torch.Size], where: str) -> None:
-    """Raise `BadRequest`, starting with ``where``, for adapters that do not fit these shapes, by parameter name."""
-    for module, adapter in lora.items():
-        shape = shapes[f"{module}.weight"]
-        rows, columns = adapter.up.shape[0], adapter.down.flatten(1).shape[1]
-        if rows != shape[0] or columns != shape[1:].numel() or adapter.up.flatten(1).shape[1] != adapter.rank:
-            raise BadRequest(f"{where} is {rows}×{columns} at {module}; expected {'×'.join(map(str, shape))}")
+def changes(name: str, loras: Sequence[tuple[Differences, float]]) -> list[tuple[Difference, float]]:
+    """The differences of one parameter, with their weights."""
+    module, _, parameter = name.rpartition(".")
+    return [(lora[module], w) for lora, w in loras if module in lora and parameter in lora[module].parameters]
+
+
+def merged(name: str, before: Tensor, loras: Sequence[tuple[Differences, float]]) -> Tensor:
+    """One parameter with LoRAs, in fp32: each difference is that from the parameter without any."""
+    base = total = before.float()
+    for difference, weight in changes(name, loras):
+        total = total + weight * difference.delta(name.rpartition(".")[2], base)
+    return total
+
+
+def check_shapes(lora: Differences, shapes: Mapping[str, torch.Size], where: str) -> None:
+    """Raise `BadRequest`, starting with ``where``, for differences that do not fit these shapes, by parameter name."""
+    for module, difference in lora.items():
+        for parameter in difference.parameters:
+            shape = shapes.get(f"{module}.{parameter}")
+            if shape is None:
+                raise BadRequest(f"{where} changes the {parameter} of {module}, which has none")
+            if size := misfit(difference, parameter, torch.Size(shape)):
+                raise BadRequest(f"{where} is {size} at {module}; expected {'×'.join(map(str, shape))}")

@@ -15,8 +15,19 @@ from torch import Tensor, nn
 
 from kinema import registry
 from kinema.checkpoints import files
-from kinema.checkpoints.lora_formats import Alias, Lora, Merged, check_shapes, is_lora, read_lora
-from kinema.checkpoints.peft import saved_alphas
+from kinema.checkpoints.lora_formats import (
+    Alias,
+    Differences,
+    Merged,
+    changes,
+    check_shapes,
+    is_lora,
+    layers_of,
+    merged,
+    read_lora,
+)
+from kinema.checkpoints.lora_names import bundled_note
+from kinema.checkpoints.peft import foreign_settings_note, saved_alphas
 from kinema.checkpoints.signatures import describe, lora_kind
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest, plain_number
@@ -27,16 +38,17 @@ MOST = 100.0
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """A LoRA in use: its file, its weight, and its adapters by native module name.
+    """A LoRA in use: its file, its weight, and its differences by native module name.
 
-    ``settings`` are the alphas that PEFT saved next to the file, if it did. Compares by identity: the file may have
-    changed between two reads.
+    ``settings`` are the alphas that PEFT saved next to the file, if it did; ``notes`` what the user should know of the
+    file. Compares by identity: the file may have changed between two reads.
     """
 
     path: Path
     weight: float
-    lora: Lora = field(repr=False)
+    lora: Differences = field(repr=False)
     settings: str = field(default="", repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -63,44 +75,34 @@ class Loras:
     def use(self, files: tuple[LoraFile, ...]) -> None:
         """Merge these LoRAs, and no others, into every network filled so far."""
         self.settled = False
-        for merged in self._networks:
-            merged.set([(file.lora, file.weight) for file in files])
+        for network in self._networks:
+            network.set([(file.lora, file.weight) for file in files])
         self.files, self.settled = files, True
 
     def fill(self, model: nn.Module) -> nn.Module:
         """Merge the LoRAs into a network without any, and register it for later changes."""
-        merged = Merged(model)
-        merged.set([(file.lora, file.weight) for file in self.files])
-        self._networks = [*(other for other in self._networks if other.model is not model), merged]
+        network = Merged(model)
+        network.set([(file.lora, file.weight) for file in self.files])
+        self._networks = [*(other for other in self._networks if other.model is not model), network]
         return model
 
     def has(self, model: nn.Module) -> bool:
         """Return whether a network is registered, and so has the LoRAs merged."""
-        return any(merged.model is model for merged in self._networks)
+        return any(network.model is model for network in self._networks)
 
     def release(self, model: nn.Module) -> None:
         """Remove the LoRAs from a network, bit for bit, and unregister it."""
-        for merged in [m for m in self._networks if m.model is model]:
-            merged.clear()
-            self._networks.remove(merged)
+        for network in [n for n in self._networks if n.model is model]:
+            network.clear()
+            self._networks.remove(network)
 
     def merging(self, name: str) -> Callable[[Tensor], Tensor] | None:
         """Return a function that merges the LoRAs into one weight, in float32; None if none of them changes it.
 
         For networks that are never completely in memory; gives the same values as `fill`.
         """
-        module = name.removesuffix(".weight")
-        found = [(file.lora[module], file.weight) for file in self.files if module in file.lora]
-        if not found or module == name:
-            return None
-
-        def merged(tensor: Tensor) -> Tensor:
-            total = tensor.float()
-            for adapter, weight in found:
-                total = total + weight * adapter.delta(tensor.shape).to(total.device)
-            return total
-
-        return merged
+        loras = [(file.lora, file.weight) for file in self.files]
+        return (lambda tensor: merged(name, tensor, loras)) if changes(name, loras) else None
 
 
 def read_loras(
@@ -111,7 +113,7 @@ def read_loras(
     ``aliases`` maps other names of its modules. Raises `BadRequest` for a damaged file, a model or a LoRA of another
     model (naming it), and an invalid weight.
     """
-    modules = [n.removesuffix(".weight") for n, shape in shapes.items() if n.endswith(".weight") and len(shape) > 1]
+    modules = layers_of(shapes)
     return tuple(_read(Path(path), weight, modules, shapes, aliases, model) for path, weight in weights.items())
 
 
@@ -135,4 +137,5 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
         raise BadRequest(f"{path} is not a LoRA: it is {describe(source)}; expected a LoRA file")
     lora = read_lora(path, modules, aliases)
     check_shapes(lora, shapes, f"{path.name} is {lora_kind(source.header)}, not of {model}: it")
-    return LoraFile(path, float(weight), lora, saved_alphas(path))
+    notes = (bundled_note(source.header, path.name), foreign_settings_note(path, source.header))
+    return LoraFile(path, float(weight), lora, saved_alphas(path), tuple(filter(None, notes)))

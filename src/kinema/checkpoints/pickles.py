@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kinema.bounds import MAX_QUOTED, first_names, printable, quoted
+from kinema.checkpoints.storage import TABLES
 from kinema.schema import BadRequest
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_WRAPPERS = ("ema", "state_dict", "model", "controlnet")
 _TABLES = ("image_proj", "ip_adapter")
 """Tables of tensors in one file (IP-Adapter), read as ``image_proj.…`` and ``ip_adapter.…``."""
 _IGNORED = ("animatediff_config",)
@@ -47,6 +47,14 @@ def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
     Raises `BadRequest` for a file that is empty, damaged, without tensors, or contains code, which is
     named and never run. There is deliberately no way to turn this check off.
     """
+    return check_tensors(file, _unwrap(file, read_content(file, device)))
+
+
+def read_content(file: Path, device: str) -> Any:
+    """Return what a ``torch.save`` file contains, tensors and plain data in any nesting; raises as `read_pickle` does.
+
+    The tensors' layouts and shapes are unchecked (`check_tensors`).
+    """
     if file.stat().st_size == 0:
         raise BadRequest(f"{file.name} is empty (0 bytes); expected a weight file")
     _check_size(file)
@@ -62,7 +70,7 @@ def read_pickle(file: Path, device: str) -> dict[str, Tensor]:
         raise BadRequest(_refusal(file, str(error))) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise BadRequest(f"{file.name} cannot be read: it is cut short, damaged or not a weight file") from error
-    return _check_tensors(file, _unwrap(file, content))
+    return content
 
 
 # ---------------------------------------------------------------------------- checks before reading
@@ -141,7 +149,7 @@ class _Limited:
 # ----------------------------------------------------------------------------------------- content
 
 
-def _check_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def check_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors; raises BadRequest for sparse or quantised ones, and for shapes larger than their storage."""
     total = 0
     for name, tensor in tensors.items():
@@ -194,7 +202,7 @@ def _first_global(file: Path) -> str | None:
 def _unwrap(file: Path, content: Any) -> dict[str, Tensor]:
     for _ in range(3):
         if isinstance(content, Mapping):
-            content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)
+            content = next((content[name] for name in TABLES if isinstance(content.get(name), Mapping)), content)
     if not isinstance(content, Mapping):
         raise BadRequest(f"{file.name} contains a {type(content).__name__}; expected named tensors")
     if content and all(name in _TABLES and isinstance(table, Mapping) for name, table in content.items()):
@@ -205,6 +213,4 @@ def _unwrap(file: Path, content: Any) -> dict[str, Tensor]:
         raise BadRequest(f"{file.name} contains nested tables ({first_names(nested)}); expected named tensors")
     if not tensors:
         raise BadRequest(f"{file.name} contains no tensors; expected named tensors")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors

@@ -23,6 +23,8 @@ MAX_FLOAT = 1e9
 MAX_LIST = 64
 """Longest list of sizes; published models have ten entries."""
 MAX_WORDS = 2**17
+MAX_TABLE = 10_000
+"""Longest list of numbers; published models have 1000 betas."""
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", str: "text", float: "a number"}
@@ -109,7 +111,7 @@ def _values(kinds: tuple[Any, ...], value: Any, what: str, least: int) -> tuple[
     if not isinstance(value, list | tuple):
         raise _refused(what, value, "a list")
     if kinds[-1] is Ellipsis:
-        most = MAX_WORDS if kinds[0] is str else MAX_LIST
+        most = {str: MAX_WORDS, float: MAX_TABLE}.get(kinds[0], MAX_LIST)
         if len(value) > most:
             raise BadRequest(f"{what} has {len(value):,} entries; expected {most:,} at most")
         kinds = (kinds[0],) * len(value)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from kinema import registry
 from kinema.bounds import MAX_QUOTED, first_names, from_json, printable
 from kinema.checkpoints.files import Header
+from kinema.checkpoints.lora_names import is_lora
 from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
@@ -45,7 +46,6 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
 )
 """Patterns of tensor names and what they identify; the first that matches any name wins."""
 
-LORA = re.compile(r"\.lora_(down|up|[AB])\.|[._]lora\.(down|up)\.")
 LORA_OF: tuple[tuple[str, str], ...] = (
     (r"motion_modules", "an AnimateDiff motion module"),
     (r"temporal_transformer_blocks|temporal_res_block|time_stack", "Stable Video Diffusion"),
@@ -82,7 +82,7 @@ def describe(source: Source) -> str:
     if "kinema" in source.metadata:
         return _native(source.metadata["kinema"])
     header = source.header
-    if any(LORA.search(name) for name in header):
+    if is_lora(header):
         return lora_kind(header)
     family = next((name for name in registry.FAMILIES if _is_of(name, source)), None)
     if family:
@@ -101,7 +101,7 @@ def _native(text: str) -> str:
 def lora_kind(header: Header) -> str:
     """Identify a LoRA's base model: "a LoRA of Stable Diffusion 1.5", or "a LoRA" if its layers are ambiguous."""
     base = next((model for pattern, model in LORA_OF if _any(pattern, header)), "")
-    keys = re.compile(r"attn2[._](processor[._])?to_[kv][._]lora[._](down|A)[._]")
+    keys = re.compile(r"attn2[._](processor[._])?to_[kv][._](lora[._]((linear_layer\.)?down|A)([._]|$)|hada_w[12]_b$)")
     widths = {shape[1] for name, (shape, _) in header.items() if keys.search(name) and len(shape) > 1}
     base = base or next((CONTEXT_OF[width] for width in sorted(widths) if width in CONTEXT_OF), "")
     return f"a LoRA of {base}" if base else "a LoRA"

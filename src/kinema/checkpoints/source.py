@@ -20,6 +20,7 @@ from torch import Tensor
 from kinema import bounds
 from kinema.checkpoints import files
 from kinema.checkpoints.files import Header
+from kinema.checkpoints.storage import View
 from kinema.schema import BadRequest
 
 INDEX = "model_index.json"
@@ -48,7 +49,16 @@ class Source:
     @cached_property
     def header(self) -> Header:
         """Names, shapes and dtypes in a file or a network's folder; empty for a pipeline (see `headers`)."""
-        return {} if self.pipeline else files.header(self.path, self.variant)
+        return self._view.header
+
+    @cached_property
+    def _view(self) -> View:
+        return View({}, {}) if self.pipeline else files.viewed(self.path, self.variant)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How a file's weights are stored, where that is not plain."""
+        return self._view.notes
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -69,10 +79,13 @@ class Source:
             "of an unknown class" if self.index else ""
         )
 
-    def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """Return the content of a component's JSON file; empty if it does not exist."""
+    def config(self, part: str, file: str = "config.json", *, infinite: bool = False) -> dict[str, Any]:
+        """Return the content of a component's JSON file; empty if it does not exist.
+
+        ``infinite`` allows ±Infinity, which diffusers writes for schedulers.
+        """
         place = self.path / part / file
-        return read_json(place) if place.is_file() else {}
+        return read_json(place, infinite=infinite) if place.is_file() else {}
 
     def need(self, parts: Sequence[str]) -> None:
         """Raise BadRequest if a pipeline lacks any of these networks or their configs."""
@@ -115,9 +128,10 @@ class Source:
         return f"sha256-pipeline:{digest.hexdigest()}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """Read a JSON file that contains an object. Raises `BadRequest` for anything else."""
-    data = bounds.from_json(bounds.decoded(bounds.read_bytes(path, MAX_JSON, "a config"), str(path)), str(path))
+    text = bounds.decoded(bounds.read_bytes(path, MAX_JSON, "a config"), str(path))
+    data = bounds.from_json(text, str(path), infinite=infinite)
     if not isinstance(data, dict):
         raise BadRequest(f"{path} is not a JSON object; expected names and values in braces")
     return data

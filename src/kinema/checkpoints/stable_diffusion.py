@@ -13,6 +13,7 @@ from math import gcd
 from typing import Any, Protocol
 
 from kinema.checkpoints import ldm
+from kinema.checkpoints.declared import MARKS
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.ldm import layer, prefixed
 from kinema.checkpoints.table import Row, count, shape_in
@@ -28,6 +29,7 @@ UNUSED = (
     re.compile(r"(.*\.)?position_ids"),
     re.compile(r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|(log_)?betas|logvar|scale_factor"),
     re.compile(r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|denoiser\.(log_)?sigmas"),
+    re.compile("|".join(map(re.escape, MARKS))),
     re.compile(r"cond_stage_model\.(logit_scale|text_projection)|first_stage_model\.(loss|model_ema)\..*"),
 )
 """Unused tensors left over from training: averaged weights, schedules, counters."""

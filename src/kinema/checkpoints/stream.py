@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kinema.checkpoints import gguf_file
 from kinema.checkpoints.files import Header, Layout, merge, weight_files
+from kinema.checkpoints.gguf_file import Gguf
 from kinema.checkpoints.pickles import read_pickle
+from kinema.checkpoints.storage import view
 from kinema.schema import BadRequest
 
 LINE = 64
@@ -26,17 +29,27 @@ class Stream(Mapping[str, Tensor]):
 
     def __init__(self, path: str | Path, variant: str | None = None) -> None:
         self.files = weight_files(path, variant)
-        self.header: Header = {}
+        self._raw: Header = {}
         self.metadata: dict[str, str] = {}
         self.text = b""
-        """The raw header of the file; empty for several files and for PyTorch's own."""
+        """The raw header of a safetensors file whose names and values are read as they are; empty for others."""
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._mapped: dict[str, Tensor] = {}
+        self._quantised: dict[str, Gguf] = {}
         for file in self.files:
             found = self._open(file)
-            merge(self.header, found, file)
+            merge(self._raw, found, file)
+        self._view = view(self._raw, Path(path).name)
+        self.header: Header = self._view.header
+        if self._view.renamed:
+            self.text = b""
 
     def _open(self, file: Path) -> Header:
+        if file.suffix == gguf_file.SUFFIX:
+            quantised = Gguf.read(file)
+            self.metadata |= quantised.metadata
+            self._quantised |= dict.fromkeys(quantised.entries, quantised)
+            return quantised.header
         if file.suffix != ".safetensors":
             mapped = read_pickle(file, "cpu")
             self._mapped |= mapped
@@ -49,10 +62,15 @@ class Stream(Mapping[str, Tensor]):
         return {name: (shape, dtype) for name, (shape, dtype, _, _) in layout.entries.items()}
 
     def __getitem__(self, name: str) -> Tensor:
+        return self._view.tensor(name, self._read)
+
+    def _read(self, name: str) -> Tensor:
         if name in self._mapped:
             return self._mapped[name]
+        if name in self._quantised:
+            return self._quantised[name].tensor(name)
         file, begin, size = self._places[name]
-        shape, dtype = self.header[name]
+        shape, dtype = self._raw[name]
         data = _aligned_like_map(size, begin, dtype)
         with file.open("rb") as opened:
             opened.seek(begin)

@@ -1,10 +1,11 @@
-"""``kinema data``: prepare clips for training. Cuts them into shots, measures motion, encodes latents."""
+"""``kinema data``: prepare clips for training. Cuts them into shots, measures motion, sorts sizes, encodes latents."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kinema.bounds import printable
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
+from kinema.events import Note
 from kinema.schema import BadRequest
 
 _FOLLOW = Option("follow_links", bool, False, "follow links in a folder of clips, also to files outside it")
@@ -20,6 +22,7 @@ _FOLLOW = Option("follow_links", bool, False, "follow links in a folder of clips
 COMMANDS: dict[str, tuple[str, str]] = {
     "shots": ("kinema.cli.data:shots", "cut films into shots, one file per shot"),
     "motion-bucket": ("kinema.cli.data:motion_bucket", "measure how much clips move, for motion-conditioned training"),
+    "buckets": ("kinema.cli.data:buckets", "show how the clips of a folder fill the buckets of kinema train --buckets"),
     "latents": ("kinema.cli.data:latents", "encode clips with a model's frozen networks, once for all runs"),
 }
 """Step name to ("module:function", help)."""
@@ -112,6 +115,42 @@ def motion_bucket(argv: Sequence[str]) -> int:
     for name, row in zip(names, rows, strict=True):
         figures = f"{row['fps']:7.2f}  {row['seconds']:7.2f}  {row['motion']:6.3f}  {row['bucket']:6.0f}"
         sys.stdout.write(f"{name:<{width}} {figures}\n")
+    return 0
+
+
+BUCKETS = [
+    Option("clips", str, "", "folder of clips with captions", positional=True, path=True),
+    Option("buckets", str | None, None, "bucket file (.json, .yaml or .py), as for kinema train", path=True),
+    Option("model", str, "opensora/v2", "model to be trained: family/preset, alias, folder or file", path=True),
+    Option("frameskip", int | None, None, "take every n-th source frame, as for kinema train"),
+    Option("seed", int, 0, "seed of the run, for the first pass"),
+    _FOLLOW,
+    Option("json", bool, False, "print the table as JSON"),
+]
+
+
+def buckets(argv: Sequence[str]) -> int:
+    """Print how many clips and batches each bucket has in the first pass, and the clips that fit none."""
+    about = "Show how the clips of a folder fill the buckets of a bucket file, without training."
+    example = "kinema data buckets clips --buckets buckets.json"
+    settings, show_options = _read(BUCKETS, argv, "buckets", about, example)
+    as_json = settings.pop("json")
+    if not settings["clips"] or not settings["buckets"]:
+        raise BadRequest(f"kinema data buckets needs clips and --buckets: {example}")
+    options = registry.resolve("kinema.training.options:TrainOptions")(data=settings.pop("clips"), **settings)
+    with display(**show_options) as show:
+        found = registry.resolve("kinema.training.bucket_table:table")(options, on_event=show)
+        for note in found.notes:
+            show(Note(note))
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
+        return 0
+    sys.stdout.write(f"{'bucket':>12} frames  batch   clips  (mean)  batches  windows  sizes\n")
+    for row in found.rows:
+        sizes = ", ".join(f"{size} ({count})" for size, count in row.sizes.items())
+        figures = f"{row.frames:6}  {row.batch:5}  {row.clips:6}  {row.expected:6.1f}  {row.batches:7}  {row.windows:7}"
+        sys.stdout.write(f"{printable(row.resolution):>12} {figures}  {sizes}\n")
+    sys.stdout.write(f"{found.clips} clips, {len(found.dropped)} of them in no bucket\n")
     return 0
 
 

@@ -243,7 +243,8 @@ def _figures(event: Step | TrainStep) -> str:
     if isinstance(event, Step):
         return ""
     held_out = "" if event.validation is None else f", held-out {event.validation:.4f}"
-    return f", loss {event.loss:.4f}{held_out}, {event.rate:.1f} clips/s"
+    bucket = "" if event.bucket is None else f", {printable(event.bucket)}"
+    return f", loss {event.loss:.4f}{held_out}, {event.rate:.1f} clips/s{bucket}"
 
 
 def _duration(seconds: float) -> str:

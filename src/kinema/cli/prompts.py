@@ -76,7 +76,7 @@ def generate_each(given: Mapping[str, Any]) -> int:
 
 def requests_of(system: System, path: Path, given: Mapping[str, Any]) -> list[Request]:
     """The request of each prompt. Raises BadRequest for one that the model refuses, naming its number."""
-    from kinema.settle import settle
+    from kinema.settle import settle, with_prompt_loras
 
     requests = []
     series = system.family.sampling.defaults(system.config).series
@@ -91,7 +91,7 @@ def requests_of(system: System, path: Path, given: Mapping[str, Any]) -> list[Re
         if request.seed is not None:  # so that the clips differ, and each can be generated again alone
             request = request.with_(seed=request.seed + number - 1)
         try:
-            settle(system, request)
+            settle(system, with_prompt_loras(system, request))
         except BadRequest as error:
             raise BadRequest(f"prompt {number} of {printable(path.name, 80)}: {error}") from None
         requests.append(request)

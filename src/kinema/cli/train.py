@@ -19,7 +19,7 @@ TRAIN_ABOUT = "Train or fine-tune a model. The same command resumes the run in -
 TRAIN_EXAMPLE = "kinema train vdm/pocket --data my-clips --out runs/mine"
 TRAIN_GROUPS = {
     "main options": (
-        *("data", "out", "steps", "batch", "learning_rate", "lora", "stage", "only", "add"),
+        *("data", "out", "steps", "batch", "buckets", "learning_rate", "lora", "stage", "only", "add"),
         *("frames", "width", "height", "seed"),
     ),
     "clips of a folder": ("frameskip", "crop", "flip", "follow_links"),

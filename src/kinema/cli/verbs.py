@@ -81,9 +81,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
         *("negative_prompt", "prompts"),
     ),
-    "clip": ("image", "start", "end", "prompt_spans", "fps", "loop", "clips", "fit"),
+    "clip": ("image", "start", "end", "prompt_spans", "prompt_syntax", "fps", "loop", "clips", "fit"),
     "sampling": (
-        *("sampler", "sampler_options", "eta", "guidance_end", "guidance_rescale", "guidance_interval"),
+        *(
+            "sampler",
+            "spacing",
+            "karras",
+            "sampler_options",
+            "eta",
+            "guidance_end",
+            "guidance_rescale",
+            "guidance_interval",
+        ),
         *("honour", "reconstruction_weight", "colours"),
     ),
     "clips longer than the model's frame window": (
@@ -91,7 +100,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "FreeInit": ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast"),
     "super-resolution": ("super_resolution", "super_resolution_weight"),
-    "LoRAs and add-ons": ("lora", "add", "control", "ip_image", "extra", "variant"),
+    "LoRAs and add-ons": ("lora", "lora_folder", "embeddings", "add", "control", "ip_image", "extra", "variant"),
     "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
     "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
     "progress and configuration": ("quiet", "json_events", "config"),
@@ -230,6 +239,15 @@ IP_IMAGE = Option(
     metavar="[NAME=]PATH",
     path=True,
 )
+EMBEDDINGS = Option(
+    "embeddings",
+    str | None,
+    None,
+    "folder of the textual-inversion embeddings that prompts name, as embedding:NAME or with AUTOMATIC1111's syntax by "
+    "the bare name; same as --extra embeddings=FOLDER",
+    metavar="FOLDER",
+    path=True,
+)
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of options; the command line overrides it")
 
 
@@ -316,7 +334,7 @@ def request_options(task: TaskName) -> list[Option]:
     others = {name for names in TASK_FIELDS.values() for name in names} - set(TASK_FIELDS[task])
     others |= {"task", "loras"}  # the verb itself; LoRAs come from --lora
     order = [f.name for f in fields(Request) if f.name not in others]
-    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, IP_IMAGE]
+    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, IP_IMAGE, EMBEDDINGS]
 
 
 def request_from(task: TaskName, given: Mapping[str, Any]) -> Request:
@@ -336,7 +354,7 @@ def request_from(task: TaskName, given: Mapping[str, Any]) -> Request:
         if both := sorted(set(files) & set(extra)):
             raise BadRequest(f"{both[0]} is given twice, by its own option and by --extra; give it once")
         given = {**given, "extra": {**extra, **files}}
-    names = {o.name for o in request_options(task)} - {MOTION.name, CONTROL.name, IP_IMAGE.name}
+    names = {o.name for o in request_options(task)} - {MOTION.name, CONTROL.name, IP_IMAGE.name, EMBEDDINGS.name}
     return Request(task=task, **{name: value for name, value in given.items() if name in names})
 
 
@@ -350,7 +368,7 @@ def is_prompt(text: str) -> bool:
 
 
 def conditioning_files(given: Mapping[str, Any]) -> dict[str, Any]:
-    """--control and --ip-image as family options: ``["depth=a.mp4"]`` to ``{"control.depth": "a.mp4"}``."""
+    """--control, --ip-image and --embeddings as family options: ``["depth=a.mp4"]`` is ``{"control.depth": …}``."""
     found: dict[str, list[str]] = {}
     for option in (CONTROL, IP_IMAGE):
         for text in given.get(option.name) or ():
@@ -360,7 +378,9 @@ def conditioning_files(given: Mapping[str, Any]) -> dict[str, Any]:
             found.setdefault(key, []).append(path if named else text)
     if several := [key for key, files in found.items() if key.startswith(CONTROL.name) and len(files) > 1]:
         raise BadRequest(f"--control gives {len(found[several[0]])} clips for one ControlNet; give NAME=PATH for each")
-    return {key: files[0] if len(files) == 1 else files for key, files in found.items()}
+    folder = given.get(EMBEDDINGS.name)
+    folders = {} if folder is None else {EMBEDDINGS.name: folder}
+    return {key: files[0] if len(files) == 1 else files for key, files in found.items()} | folders
 
 
 def output_for(request: Request, settings: Mapping[str, Any]) -> Output:

@@ -50,6 +50,10 @@ class ClipTextSize:
 BIG_G = ClipTextSize(width=1280, layers=32, heads=20, mlp=5120, activation="gelu", projection=1280)  # 694,659,840
 
 
+Placed = tuple[int, int, Tensor]
+"""A row, a position in it, and the vector [C] of a textual-inversion embedding there."""
+
+
 class ClipText(nn.Module):
     """``forward(ids N×L) -> (states N×L×C, pooled N×P or None)``."""
 
@@ -58,13 +62,16 @@ class ClipText(nn.Module):
         self.text_model = _Tower(size)
         self.text_projection = nn.Linear(size.width, size.projection, bias=False) if size.projection else None
 
-    def forward(self, ids_NL: Tensor, end: int, *, skip: int = 0, norm: bool = True) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, ids_NL: Tensor, end: int, *, skip: int = 0, norm: bool = True, placed: Sequence[Placed] = ()
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the states after all but the last ``skip`` layers, with the final norm applied if ``norm``.
 
-        The pooled embedding is the projected state of the last layer at the first ``end`` token.
+        The pooled embedding is the projected state of the last layer at the first ``end`` token. ``placed`` vectors
+        replace the embeddings of tokens.
         """
         tower = self.text_model
-        states = tower.states(ids_NL)
+        states = tower.states(ids_NL, placed)
         chosen = states[len(states) - 1 - skip]
         pooled = None
         if self.text_projection is not None:
@@ -81,9 +88,9 @@ class _Tower(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(size) for _ in range(size.layers))})
         self.final_layer_norm = nn.LayerNorm(size.width)
 
-    def states(self, ids_NL: Tensor) -> list[Tensor]:
+    def states(self, ids_NL: Tensor, placed: Sequence[Placed] = ()) -> list[Tensor]:
         """Return the token embeddings and the output of each layer."""
-        states = [self.embeddings(ids_NL)]
+        states = [self.embeddings(ids_NL, placed)]
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             states.append(layer(states[-1]))
         return states
@@ -95,8 +102,11 @@ class _Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(size.vocabulary, size.width)
         self.position_embedding = nn.Embedding(size.length, size.width)
 
-    def forward(self, ids_NL: Tensor) -> Tensor:
-        return self.token_embedding(ids_NL) + self.position_embedding.weight[: ids_NL.shape[1]]
+    def forward(self, ids_NL: Tensor, placed: Sequence[Placed] = ()) -> Tensor:
+        token_NLC = self.token_embedding(ids_NL)
+        for row, at, vector_C in placed:
+            token_NLC[row, at] = vector_C.to(token_NLC)
+        return token_NLC + self.position_embedding.weight[: ids_NL.shape[1]]
 
 
 class _Layer(nn.Module):
@@ -138,6 +148,10 @@ class Tokenizer(Protocol):
 
     @property
     def end(self) -> int: ...
+
+    @property
+    def comma(self) -> int | None:
+        """The token of a comma; None for a vocabulary without one."""
 
     def tokens(self, text: str) -> list[int]: ...
 
@@ -207,6 +221,10 @@ class ClipTokenizer:
     def end(self) -> int:
         return int(self._tokenizer.token_to_id(END))
 
+    @property
+    def comma(self) -> int | None:
+        return cast(int | None, self._tokenizer.token_to_id(",</w>"))
+
     def tokens(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -228,6 +246,10 @@ class WordTokenizer:
     @property
     def end(self) -> int:
         return self.pocket.size + 1
+
+    @property
+    def comma(self) -> None:
+        return None
 
     @property
     def size(self) -> int:

@@ -13,7 +13,8 @@ Preprocessing of a clip:
 - captions: one at random if there are several, the empty caption if there is none;
 - rate and motion: the frame rate after resampling, and the motion score if `kinema data motion-bucket`
   has written one;
-- images are skipped: joint image training (VDM §3.1) uses frames of clips.
+- images are skipped: joint image training (VDM §3.1) uses frames of clips. With buckets of single frames
+  (`kinema.data.buckets`) they are clips of one frame.
 
 Everything is a pure function of (seed, index) and the files, so a resumed run continues exactly.
 A file that cannot be decoded is reported once and replaced by the next clip.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from kinema.data import motion_file
 from kinema.data.clip import TrainingClip
-from kinema.data.frames import LONGEST, read_frames
+from kinema.data.frames import LONGEST, frame_sizes, read_frames
 from kinema.data.listing import Entry, scan
 from kinema.media.fitting import scaled
 from kinema.schema import BadRequest
@@ -50,21 +51,21 @@ _SIDED = re.compile(r"\b(left|right|(anti|counter)?-?clockwise|letters?|text|wor
 
 
 class Cache:
-    """LRU cache of decoded clips (uint8 T×3×h×w), at most ``most`` bytes."""
+    """LRU cache of decoded clips (uint8 T×3×h×w), by file and requested size, at most ``most`` bytes."""
 
     def __init__(self, most: int = CACHE_BYTES) -> None:
         self.most, self.bytes = most, 0
-        self._clips: OrderedDict[Path, Tensor] = OrderedDict()
+        self._clips: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def get(self, path: Path) -> Tensor | None:
-        if path in self._clips:
-            self._clips.move_to_end(path)
-        return self._clips.get(path)
+    def get(self, key: Hashable) -> Tensor | None:
+        if key in self._clips:
+            self._clips.move_to_end(key)
+        return self._clips.get(key)
 
-    def put(self, path: Path, clip: Tensor) -> None:
+    def put(self, key: Hashable, clip: Tensor) -> None:
         if clip.nbytes > self.most:
             return
-        self._clips[path] = clip
+        self._clips[key] = clip
         self.bytes += clip.nbytes
         while self.bytes > self.most:
             self.bytes -= self._clips.popitem(last=False)[1].nbytes
@@ -103,8 +104,11 @@ class Folder:
         crop: Crop = "centre",
         flip: bool = False,
         follow_links: bool = False,
+        images: bool = False,
     ) -> Folder:
-        """Find the clips of a folder, without decoding them. ``follow_links`` as in `kinema.data.listing.scan`.
+        """Find the clips of a folder, without decoding them.
+
+        ``follow_links`` and ``images`` as in `kinema.data.listing.scan`.
 
         Raises BadRequest if there is no clip, a list is unusable, or a value is out of range.
         """
@@ -114,7 +118,7 @@ class Folder:
             )
         if crop not in ("centre", "random"):
             raise BadRequest(f"crop is {crop!r}; expected centre or random")
-        found = scan(Path(folder), follow_links=follow_links)
+        found = scan(Path(folder), follow_links=follow_links, images=images)
         motions, stale = motion_file.read(Path(folder), found.entries, follow_links=follow_links)
         skipped = [*found.skipped, *stale]
         return Folder(
@@ -152,18 +156,48 @@ class Folder:
         count = len(self.entries)
         order = shuffled(count, self.seed, index // count)
         for place in range(index % count, index % count + count):
-            entry = self.entries[order[place % count]]
-            frames_TCHW = self._decoded(entry)
-            if frames_TCHW is not None:
-                return self._augmented(frames_TCHW, entry, torch.Generator().manual_seed(self.seed * _STRIDE + index))
+            clip = self.use(self.entries[order[place % count]], index)
+            if clip is not None:
+                return clip
         reasons = "; ".join(self.skipped[-3:])
         raise BadRequest(f"0 of {count} clips are usable: {reasons}")
+
+    def use(self, entry: Entry, index: int) -> TrainingClip | None:
+        """Return one clip, cut, cropped and mirrored by the draws of ``index``; None if it is unusable."""
+        frames_TCHW = self._decoded(entry)
+        if frames_TCHW is None:
+            return None
+        return self._augmented(frames_TCHW, entry, torch.Generator().manual_seed(self.seed * _STRIDE + index))
+
+    def at_size(self, frames: int, height: int, width: int) -> Folder:
+        """The same clips at another size; cache and messages are shared."""
+        return replace(self, frames=frames, height=height, width=width, bad=set())
+
+    def filmed(self) -> tuple[Folder, list[tuple[int, int, int]]]:
+        """The readable clips, and the frames (at ``fps``, before frames are skipped), height and width of each.
+
+        Other clips are reported. Raises BadRequest if no clip is readable.
+        """
+        entries, sizes = [], []
+        for entry in self.entries:
+            try:
+                sizes.append(frame_sizes(entry.path, self.fps))
+            except (ImportError, MemoryError):
+                raise
+            except Exception as error:  # as in `_decoded`
+                self.skipped.append(f"skipped {entry.name}: {_reason(entry, error)}")
+            else:
+                entries.append(entry)
+        if not entries:
+            raise BadRequest(f"0 of {len(self.entries)} clips are usable: {'; '.join(self.skipped[-3:])}")
+        return replace(self, entries=tuple(entries)), sizes
 
     def _decoded(self, entry: Entry) -> Tensor | None:
         """The whole clip, downscaled, as uint8 T×3×h×w; None if it is unusable, which is reported once."""
         if entry.path in self.bad:
             return None
-        cached = self.cache.get(entry.path)
+        key = (entry.path, self.height, self.width)
+        cached = self.cache.get(key)
         if cached is not None:
             return cached
         try:
@@ -171,11 +205,10 @@ class Folder:
         except (ImportError, MemoryError):
             raise
         except Exception as error:  # decoders raise anything on damaged files; one file must not end a long run
-            reason = str(error) if isinstance(error, BadRequest) else f"{entry.name}: {type(error).__name__}: {error}"
-            self.skipped.append(f"skipped {entry.name}: {reason}")
+            self.skipped.append(f"skipped {entry.name}: {_reason(entry, error)}")
             self.bad.add(entry.path)
             return None
-        self.cache.put(entry.path, frames_TCHW)
+        self.cache.put(key, frames_TCHW)
         return frames_TCHW
 
     def _read(self, entry: Entry) -> Tensor:
@@ -245,6 +278,10 @@ class Folder:
             fps=self.rates[entry.path] / self.frameskip,
             motion=self.motions.get(entry.name),
         )
+
+
+def _reason(entry: Entry, error: Exception) -> str:
+    return str(error) if isinstance(error, BadRequest) else f"{entry.name}: {type(error).__name__}: {error}"
 
 
 def first_part(names: Iterable[str], share: float) -> set[str]:

@@ -45,14 +45,15 @@ class Listing:
     skipped: tuple[str, ...]
 
 
-def scan(folder: Path, *, follow_links: bool = False) -> Listing:
+def scan(folder: Path, *, follow_links: bool = False, images: bool = False) -> Listing:
     """Find every clip under ``folder``; raises BadRequest if there is none, or a list is unusable.
 
-    Only regular files inside the folder are read; with ``follow_links`` also files that its links lead to.
+    Only regular files inside the folder are read; with ``follow_links`` also files that its links lead to. With
+    ``images``, images count as clips of one frame.
     """
     if not folder.is_dir():
         raise BadRequest(f"there is no folder {printable(str(folder), 200)}; expected clips with captions")
-    walk = _Walk(Inside(folder, follow_links=follow_links))
+    walk = _Walk(Inside(folder, follow_links=follow_links), CLIPS | IMAGES if images else CLIPS)
     entries = walk.entries()
     skipped = walk.messages()
     if not entries:
@@ -70,8 +71,8 @@ def scan(folder: Path, *, follow_links: bool = False) -> Listing:
 class _Walk:
     """One walk over a folder: the clips by file identity, and the names of skipped files by reason."""
 
-    def __init__(self, inside: Inside) -> None:
-        self.inside = inside
+    def __init__(self, inside: Inside, kinds: frozenset[str] = CLIPS) -> None:
+        self.inside, self.kinds = inside, kinds
         self._clips: dict[Hashable, Entry] = {}
         self._captions: dict[Hashable, dict[str, None]] = {}
         self._seen: set[Hashable] = set()
@@ -141,7 +142,7 @@ class _Walk:
         elif is_folder(path):
             if not self._frames(path):
                 self._folder(path, depth + 1)
-        elif kind in CLIPS:
+        elif kind in self.kinds:
             self._captioned(path, path.with_name(f"{path.stem}.txt"))
         elif kind in IMAGES:
             self._skip(_IMAGE, path)
@@ -220,7 +221,7 @@ class _Walk:
             path = self._resolved(folder, where, lists.clip(f"{listed}/{where}", row))
             if path is None:
                 continue
-            if path.suffix.lower() in IMAGES:
+            if path.suffix.lower() in IMAGES - self.kinds:
                 self._skip(_IMAGE, path)
                 continue
             try:

@@ -16,10 +16,12 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, Spacing
 
-Spacing = Literal["uniform", "linspace", "respaced", "leading", "trailing", "karras", "log-snr"]
 SPACINGS: tuple[str, ...] = get_args(Spacing)
+OF_TIMESTEPS = ("respaced", "leading", "trailing", "open-linspace", "open-leading")
+"""Spacings of integer timesteps, which only `DiscreteBetas` have."""
+BetaKind = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 TINY = 1e-15
 """Lower clamp on alpha and sigma in `NoiseLevel.log_snr`, which bounds it to ±69.1."""
@@ -172,39 +174,77 @@ class DiscreteBetas:
     """``count`` discrete timesteps (DDPM), extended to continuous time by interpolating log-SNR.
 
     ``linear``: betas evenly spaced from start to end. ``scaled_linear``: their square roots are evenly spaced (LDM code
-    calls this "linear"). Time t is timestep ``t * (count - 1)``.
+    calls this "linear"). ``squaredcos_cap_v2``: the cosine schedule of IDDPM, which has no start and end. Time t is
+    timestep ``t * (count - 1)``.
     """
 
-    kind: Literal["linear", "scaled_linear"]
+    kind: BetaKind
     start: float
     end: float
     count: int = 1000
+    trained: tuple[float, ...] = ()
+    """The betas themselves, ``count`` of them, in place of a formula."""
+    zero_snr: bool = False
+    """Whether the betas are rescaled so that the last timestep is pure noise (Lin et al. 2023, alg. 1)."""
+    offset: int = 1
+    """First timestep of leading spacing, `steps_offset` in diffusers."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "scaled_linear"):
-            raise BadRequest(f"betas are {self.kind!r}; expected 'linear' or 'scaled_linear'")
+        if self.kind not in get_args(BetaKind):
+            raise BadRequest(f"betas are {self.kind!r}; expected one of {', '.join(get_args(BetaKind))}")
+        if self.trained and len(self.trained) != self.count:
+            raise BadRequest(f"there are {len(self.trained)} betas; expected {self.count}, one for each timestep")
+        if self.trained and not all(0 < beta < 1 for beta in self.trained):
+            raise BadRequest("betas have values outside 0 to 1; expected each between them")
 
     @property
     def prior_std(self) -> float:
         return 1.0
 
     @cached_property
+    def betas(self) -> Tensor:
+        """[count], float64, before rescaling."""
+        if self.trained:
+            return torch.tensor(self.trained, dtype=torch.float64)
+        if self.kind == "squaredcos_cap_v2":
+            times = torch.linspace(0, 1, self.count + 1, dtype=torch.float64)
+            signal = torch.cos((times + 0.008) / 1.008 * math.pi / 2).square()
+            return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
+        power = 1 if self.kind == "linear" else 2
+        start, end = self.start ** (1 / power), self.end ** (1 / power)
+        return torch.linspace(start, end, self.count, dtype=torch.float64) ** power
+
+    @cached_property
     def alphas_cumprod(self) -> Tensor:
         """Cumulative products of 1 - beta, [count], float64: alpha² of each timestep."""
-        power = 1 if self.kind == "linear" else 2
-        ends = self.start ** (1 / power), self.end ** (1 / power)
-        betas = torch.linspace(*ends, self.count, dtype=torch.float64) ** power
-        return torch.cumprod(1 - betas, 0)
+        products = torch.cumprod(1 - self.betas, 0)
+        if not self.zero_snr:
+            return products
+        alpha = products.sqrt()
+        return ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))).square()
 
     @cached_property
     def _log_snrs(self) -> Tensor:
-        return torch.logit(self.alphas_cumprod)
+        return torch.logit(self.alphas_cumprod).clamp_min(2 * math.log(TINY))
 
     def level(self, t: Tensor) -> NoiseLevel:
         step = t.clamp(0, 1) * (self.count - 1)
         table = self._log_snrs.to(t)
         low = step.floor().long().clamp_max(self.count - 2)
-        return self.at(torch.lerp(table[low], table[low + 1], step - low))
+        level = self.at(torch.lerp(table[low], table[low + 1], step - low))
+        if not self.zero_snr:
+            return level
+        last = step >= self.count - 1  # exactly noise, as `at` of a finite log-SNR is not
+        return NoiseLevel(level.alpha.masked_fill(last, 0), level.sigma.masked_fill(last, 1))
+
+    def between(self, step: Tensor) -> NoiseLevel:
+        """The level at fractional timesteps, by interpolating sigma / alpha as diffusers does; see "linspace"."""
+        table = torch.exp(-self._log_snrs.to(step) / 2)
+        low = step.floor().long().clamp_max(self.count - 2)
+        exact = self.level(step / (self.count - 1))
+        inside = (step > low) & (step < low + 1)
+        mean = self.at(-2 * torch.lerp(table[low], table[low + 1], step - low).log())
+        return NoiseLevel(mean.alpha.where(inside, exact.alpha), mean.sigma.where(inside, exact.sigma))
 
     def timestep(self, log_snr: Tensor) -> Tensor:
         """The fractional timestep in [0, count - 1] that a network trained on these betas expects."""
@@ -272,57 +312,85 @@ class RectifiedFlow:
         return flow(log_snr)
 
 
-def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> NoiseLevel:
+def spaced(schedule: Schedule, steps: int, spacing: Spacing = "uniform", *, karras: bool = False) -> NoiseLevel:
     """Return ``steps + 1`` levels, float64, from noise to clean; the last is exactly clean (alpha 1, sigma 0).
 
     - ``uniform``: t = 1, 1 - 1/n, …, 1/n, then clean (VDM, rectified flow);
-    - ``linspace``: n times from 1 to 0 inclusive, then clean (equal to uniform if t = 0 is clean);
-    - ``respaced``: the n integer timesteps nearest to linspace's of `DiscreteBetas` (IDDPM, Nichol & Dhariwal 2021),
-      then clean; linspace for continuous schedules;
+    - ``linspace``: n times from 1 to 0 inclusive, then clean (equal to uniform if t = 0 is clean); sigma / alpha is
+      linear between the timesteps of `DiscreteBetas`, as in diffusers' Euler and Heun;
+    - ``respaced``: the n integer timesteps nearest to linspace's of `DiscreteBetas` (IDDPM, Nichol & Dhariwal 2021;
+      linspace of diffusers' DDIM), then clean; linspace for continuous schedules;
     - ``trailing``, ``leading``: integer timesteps of `DiscreteBetas` as in diffusers (Lin et al. 2023, table 2; leading
-      with offset 1); uniform for continuous schedules;
+      from `DiscreteBetas.offset`); uniform for continuous schedules;
+    - ``open-linspace``, ``open-leading``: what diffusers' DPM++ and UniPC call linspace and leading: n + 1 integer
+      timesteps without the cleanest; uniform for continuous schedules;
     - ``karras``: (sigma / alpha)^(1/7) evenly spaced between the schedule's ends (EDM eq. 5), within 80 to 0.002;
       `EDMSigmas` keeps its own range and rho;
     - ``log-snr``: evenly spaced in log-SNR between the schedule's ends, within -20 to 20.
 
-    The last two still start exactly at t = 1, however noisy it is.
+    The last two still start exactly at t = 1, however noisy it is. ``karras`` spaces the steps as "karras" does, but
+    between the first and last of the spacing's timesteps, as diffusers' Euler and Heun do; DPM++ and UniPC take the
+    whole schedule, which is the spacing "karras". Raises `BadRequest` for more steps than there are timesteps.
     """
     if steps < 1:
         raise BadRequest(f"steps is {steps}; expected at least 1")
-    if spacing in ("karras", "log-snr"):
-        return _clean_last(_between_ends(schedule, steps, spacing))
     if spacing not in SPACINGS:
         raise BadRequest(f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
+    if karras and spacing == "log-snr":
+        raise BadRequest("karras and log-snr are two ways to space steps; choose one")
+    discrete = schedule if isinstance(schedule, DiscreteBetas) else None
+    if spacing in ("karras", "log-snr") or (karras and (discrete is None or spacing == "uniform")):
+        ends = schedule.level(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        return _clean_last(_between(schedule, ends, steps, "karras" if karras else spacing))
+    levels = _at_times(schedule, steps, spacing) if discrete is None else _at_timesteps(discrete, steps, spacing)
+    return _clean_last(_between(schedule, levels, steps, "karras") if karras else levels)
+
+
+def check_spacing(schedule: Schedule, spacing: str) -> None:
+    """Raise BadRequest for a spacing that the schedule does not have."""
+    if spacing in OF_TIMESTEPS and not isinstance(schedule, DiscreteBetas):
+        others = ", ".join(name for name in SPACINGS if name not in OF_TIMESTEPS)
+        raise BadRequest(f"spacing {spacing} needs discrete timesteps, which this model does not have; use {others}")
+
+
+def _at_times(schedule: Schedule, steps: int, spacing: str) -> NoiseLevel:
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
     if spacing in ("linspace", "respaced") and bool(schedule.level(times.new_zeros(1)).sigma > 0):
         times = torch.linspace(1, 0, steps, dtype=torch.float64)
-    if spacing in ("leading", "trailing", "respaced") and isinstance(schedule, DiscreteBetas):
-        times = _timesteps(schedule.count, steps, spacing) / (schedule.count - 1)
-    return _clean_last(schedule.level(times))
+    return schedule.level(times)
 
 
-def _timesteps(count: int, steps: int, spacing: str) -> Tensor:
-    if steps > count:
+def _at_timesteps(schedule: DiscreteBetas, steps: int, spacing: str) -> NoiseLevel:
+    count, last = schedule.count, schedule.count - 1
+    if spacing == "uniform":
+        return _at_times(schedule, steps, spacing)
+    if spacing == "linspace":
+        return schedule.between(torch.linspace(last, 0, steps, dtype=torch.float64))
+    points = steps + spacing.startswith("open-")
+    if points > count:
         raise BadRequest(f"steps is {steps}; expected at most {count}, the model's timesteps, with {spacing} spacing")
-    index = torch.arange(steps, dtype=torch.float64)
-    if spacing == "respaced":
-        return torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
-    if spacing == "leading":
-        return ((steps - 1 - index) * (count // steps) + 1).clamp_max(count - 1)
-    return (count - index * (count / steps)).round() - 1
+    index = torch.arange(points, dtype=torch.float64)
+    if spacing == "trailing":
+        timesteps = (count - index * (count / steps)).round() - 1
+    elif spacing in ("leading", "open-leading"):
+        timesteps = ((points - 1 - index) * (count // points) + schedule.offset).clamp_max(last)
+    else:
+        timesteps = torch.linspace(last, 0, points, dtype=torch.float64).round()
+    return schedule.level(timesteps[:steps] / last)
 
 
-def _between_ends(schedule: Schedule, steps: int, spacing: str) -> NoiseLevel:
-    ends = schedule.level(torch.tensor([1.0, 0.0], dtype=torch.float64))
+def _between(schedule: Schedule, ends: NoiseLevel, steps: int, spacing: str) -> NoiseLevel:
+    """Levels from the first to the last of ``ends``."""
     even = torch.linspace(0, 1, steps, dtype=torch.float64)
+    first, last = ends.log_snr[[0, -1]]
     if spacing == "log-snr":
-        noisy, clean = ends.log_snr.clamp(-EXTREME_LOG_SNR, EXTREME_LOG_SNR).tolist()
+        noisy, clean = (float(each.clamp(-EXTREME_LOG_SNR, EXTREME_LOG_SNR)) for each in (first, last))
         log_snr = noisy + even * (clean - noisy)
     elif isinstance(schedule, EDMSigmas):
         return schedule.level(1 - even)
     else:
         # Beyond EDM's own range of sigma / alpha most steps would have no effect.
-        high, low = torch.exp(-ends.log_snr / 2).clamp(*KARRAS_RANGE).pow(1 / KARRAS_RHO).tolist()
+        high, low = (float(torch.exp(-x / 2).clamp(*KARRAS_RANGE)) ** (1 / KARRAS_RHO) for x in (first, last))
         log_snr = -2 * KARRAS_RHO * (high + even * (low - high)).log()
     rest = schedule.at(log_snr)[1:]
     return NoiseLevel(torch.cat([ends.alpha[:1], rest.alpha]), torch.cat([ends.sigma[:1], rest.sigma]))

@@ -16,12 +16,13 @@ from torch import Tensor
 from kinema import job, rollout
 from kinema.canvas import Canvas
 from kinema.data import playroom
+from kinema.diffusion.overwrite import KnownRegion
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.events import OnEvent, ignore
 from kinema.schema import BadRequest, Request
 from kinema.settle import with_defaults
-from kinema.system import Conditions, System
+from kinema.system import Conditions, OverSteps, System
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +76,21 @@ class _BatchedPrompts(System):
         condition = self.family.sampling.condition
         items = zip(words, self._each(request), canvas.items(), strict=True)
         each = [condition(self, own, item_request, item, on_event) for own, item_request, item in items]
-        if any(one.regions is not None for one in each):
-            raise BadRequest(f"{self.name} holds given frames in its own way, one clip at a time: use --batch 1")
+        regions = self._together([one.regions for one in each])
         given = [one.given for one in each if one.given is not None]
         together = (torch.cat([z for z, _ in given]), torch.cat([mask for _, mask in given])) if given else None
         branches = {name: self._join([one.branches[name] for one in each]) for name in each[0].branches}
-        return Conditions(branches, together)
+        return Conditions(branches, together, regions)
+
+    def _together(self, regions: Sequence[tuple[KnownRegion, ...] | None]) -> tuple[KnownRegion, ...] | None:
+        """The regions of all clips, each of which has its own in the same steps. Raises BadRequest for others."""
+        held = [each for each in regions if each is not None]
+        if not held:
+            return None
+        kinds = {tuple((region.release, region.noise) for region in each) for each in held}
+        if len(held) < len(regions) or len(kinds) > 1:
+            raise BadRequest(f"{self.name} holds other frames in each clip, in steps of their own: use --batch 1")
+        return tuple(_joined(same) for same in zip(*held, strict=True))
 
     def _each(self, request: Request) -> list[Request]:
         """The request of each clip; clip i has seed + i."""
@@ -88,19 +98,26 @@ class _BatchedPrompts(System):
         return [replace(request, prompt=text, seed=seed + i, clips=1) for i, text in enumerate(self.prompts)]
 
     def _join(self, conditions: Sequence[Any]) -> Any:
+        if any(isinstance(condition, OverSteps) for condition in conditions):
+            return _Unbatched(conditions)
         joined = self.family.sampling.join(conditions)
         return _Unbatched(conditions) if joined is None else joined
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
         if not isinstance(condition, _Unbatched):
-            return self.family.sampling.denoiser(self, condition, frames)
-        each = [self.family.sampling.denoiser(self, one, frames) for one in condition.each]
+            return super().denoiser(condition, frames)
+        each = [super(_BatchedPrompts, self).denoiser(one, frames) for one in condition.each]
 
         def denoise(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
             levels = level.batch(len(each)) if len(level) == 1 else level
             return torch.cat([one(z_BCTHW[i : i + 1], levels[i]) for i, one in enumerate(each)])
 
         return denoise
+
+
+def _joined(regions: Sequence[KnownRegion]) -> KnownRegion:
+    content, mask = (torch.cat(parts) for parts in zip(*((one.content, one.mask) for one in regions), strict=True))
+    return replace(regions[0], content=content, mask=mask)
 
 
 @dataclass(frozen=True, eq=False)

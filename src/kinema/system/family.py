@@ -9,12 +9,12 @@ Shapes: pixels and latents are BCTHW; pixels are in [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
@@ -24,10 +24,10 @@ from kinema.diffusion.parameterise import Denoiser, Parameterisation
 from kinema.diffusion.schedules import NoiseLevel, Schedule, Spacing
 from kinema.events import OnEvent
 from kinema.grid import Lattice
-from kinema.schema import Request
+from kinema.schema import PromptSyntax, Request
 from kinema.system.files import Checkpoints
+from kinema.system.opened import OpenedModel
 from kinema.system.training import Training
-from kinema.system.weights import Weights
 from kinema.vae.latent_rgb import LatentRGB
 
 
@@ -59,6 +59,19 @@ class Series(Protocol):
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """How a model reads prompts with weights and schedules.
+
+    ``settled(request, on_event)`` returns the request with the files that its prompts name in place of folders; it must
+    not change a settled request.
+    """
+
+    syntaxes: tuple[PromptSyntax, ...]
+    """The first is the default."""
+    settled: Callable[[Request, OnEvent], Request]
+
+
+@dataclass(frozen=True)
 class Defaults:
     """A model's values for request fields left at None (size, sampler, guidance), and its capabilities."""
 
@@ -69,6 +82,8 @@ class Defaults:
     steps: int = 50
     sampler: str = "ddim"
     spacing: Spacing = "uniform"
+    karras: bool = False
+    """Whether steps are spaced as in EDM between the ends of ``spacing``, unless the request sets a spacing."""
     guidance: float = 1.0
     guidance_end: float | None = None
     """Guidance scale of the last frame, for requests that set neither guidance nor guidance_end; None: constant."""
@@ -91,6 +106,8 @@ class Defaults:
     """
     series: Series | None = None
     """Loops and prompt files, for models that have them."""
+    prompts: Prompts | None = None
+    """None: prompts are plain text."""
     prompt_spans: bool = False
     """Whether each frame is conditioned on its own prompt; otherwise prompts change per window or block of frames."""
     clean_frames: bool = False
@@ -110,12 +127,38 @@ class Conditions:
     """Conditioning of each guidance branch (`Sampling.guidance`), in a form that only the family interprets."""
 
     branches: Mapping[str, Any]
-    """By name. One object under several names is computed once (`Guidance.merged`)."""
+    """By name, or `OverSteps` of several. One object under several names is computed once (`Guidance.merged`)."""
     given: tuple[Tensor, Tensor] | None = None
     """Latents B×c×T×h×w that the finished clip has where their mask B×1×T×h×w is 1: given frames, which a network that
     is conditioned on them only comes close to, decode as they were encoded."""
     regions: tuple[KnownRegion, ...] | None = None
     """Latent regions that the family holds in the sampler's state in its own way. None: those of the canvas."""
+
+
+@dataclass(frozen=True, eq=False)
+class OverSteps:
+    """One branch's conditioning that changes during sampling: ``conditions[i]`` from the step ``starts[i]`` on.
+
+    ``levels`` are the noise levels of the steps, so that passes of fewer steps change at the same noise.
+    """
+
+    conditions: Sequence[Any]
+    starts: Sequence[int]
+    """Indices of steps, increasing from 0."""
+    levels: NoiseLevel
+
+    def denoiser(self, make: Callable[[Any], Denoiser]) -> Denoiser:
+        """Return the denoiser that uses ``make(condition)`` for each condition; an object given twice has one."""
+        denoisers = {id(condition): make(condition) for condition in self.conditions}
+        # Noise levels recomputed by a solver differ in their last digits.
+        log_snrs = [float(self.levels.log_snr[start]) - 1e-4 for start in self.starts]
+
+        def denoise(z_BCTHW: Tensor, level: NoiseLevel) -> Tensor:
+            sampled = level if level.state is None else level.state
+            number = bisect_right(log_snrs, float(sampled.log_snr.min())) - 1
+            return denoisers[id(self.conditions[max(number, 0)])](z_BCTHW, level)
+
+        return denoise
 
 
 DECODING = {"chunk": "decode_chunk", "overlap": "decode_overlap", "tile": "decode_tile"}
@@ -148,40 +191,6 @@ class Codec(Protocol):
 
         None: `kinema.previews` fits one.
         """
-
-
-class OpenedModel(Protocol):
-    """The part of an opened model (`kinema.system.System`) that a family may use."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config(self) -> Any: ...
-
-    @property
-    def weights(self) -> Weights: ...
-
-    @property
-    def model(self) -> nn.Module:
-        """The network on its device; weights are loaded on first access."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision the network computes in."""
-
-    @property
-    def offline(self) -> bool:
-        """Whether text encoders and vocabularies must be found on this machine, without downloads."""
-
-    def levels(self, request: Request) -> NoiseLevel:
-        """Return the ``steps + 1`` noise levels of a run, noisiest first."""
-
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
-        """Encode pixels in [-1, 1] to latents on the model's device."""
 
 
 class Sampling(Protocol):

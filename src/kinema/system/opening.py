@@ -150,7 +150,7 @@ def _add(
             found = slots.open(config, slot, source)
         config = validated(found.config, f"the config with {slot}")
         added.append(AddOn(slot, source, found.parts, name if here is None else "", found.outside))
-        notes += found.notes
+        notes += (*found.notes, *source.notes)
     return tuple(added), config, tuple(notes)
 
 
@@ -234,7 +234,7 @@ def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, 
                 family,
                 validated(found.config, f"the config of {path}"),
                 replace(weights, own=False, parts=found.parts),
-                found,
+                replace(found, notes=(*found.notes, *source.notes)),
             )
     hint = "; name a model and pass this file with --lora" if is_lora(source.header) else ""
     raise BadRequest(f"{path} is not a supported model: {describe_unsupported(source)}{hint}")

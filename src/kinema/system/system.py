@@ -19,13 +19,13 @@ from kinema.checkpoints.settings import naming_faults
 from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.diffusion.noise import Noise
 from kinema.diffusion.parameterise import Denoiser
-from kinema.diffusion.schedules import NoiseLevel, spaced
+from kinema.diffusion.schedules import NoiseLevel, check_spacing, spaced
 from kinema.events import OnEvent, ignore
 from kinema.grid import Lattice
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Request, Shape
 from kinema.system.blocks import compile_blocks
-from kinema.system.family import Codec, Conditions, Family, Process, decode_options
+from kinema.system.family import Codec, Conditions, Family, OverSteps, Process, decode_options
 from kinema.system.precision import WeightPolicy
 from kinema.system.runtime import Runtime
 from kinema.system.weights import Weights
@@ -191,6 +191,8 @@ class System:
         return self.family.sampling.condition(self, text, request, canvas, on_event)
 
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
+        if isinstance(condition, OverSteps):
+            return condition.denoiser(lambda each: self.denoiser(each, frames))
         return self.family.sampling.denoiser(self, condition, frames)
 
     def prior(self, request: Request, noise_BCTHW: Tensor) -> Tensor:
@@ -204,9 +206,12 @@ class System:
         return Noise([request.seed + i for i in range(request.clips)])
 
     def levels(self, request: Request) -> NoiseLevel:
-        """The ``steps + 1`` noise levels of a run, noisiest first."""
-        defaults = self.family.sampling.defaults(self.config)
-        return spaced(self.process(request).schedule, request.steps or defaults.steps, defaults.spacing)
+        """The ``steps + 1`` noise levels of a run, noisiest first. Raises BadRequest for a spacing it does not have."""
+        defaults, schedule = self.family.sampling.defaults(self.config), self.process(request).schedule
+        if request.spacing is not None:
+            check_spacing(schedule, request.spacing)
+        spacing, karras = request.spacing or defaults.spacing, request.spacing is None and defaults.karras
+        return spaced(schedule, request.steps or defaults.steps, spacing, karras=request.karras or karras)
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         return self.codec.encode(video_BCTHW.to(self.device, self.dtype))

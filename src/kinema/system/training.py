@@ -16,7 +16,7 @@ from kinema.diffusion.schedules import NoiseLevel
 if TYPE_CHECKING:
     from kinema.data.playroom import Playroom
     from kinema.data.playroom.scene import Scene
-    from kinema.system.family import OpenedModel
+    from kinema.system.opened import OpenedModel
 
 Sampled = TypeVar("Sampled", Tensor, NoiseLevel, list[Tensor], list[int])
 
@@ -55,6 +55,8 @@ class Batch:
     """Whether a loss may drop conditions at random; validation keeps them."""
     time: float | None = None
     """Time in [0, 1] at which to compute the loss, one of `Training.times`; None: times are drawn."""
+    bucket: str | None = None
+    """The bucket (`kinema.data.buckets`) whose size all clips have; None: every batch has the same size."""
 
     @property
     def count(self) -> int:

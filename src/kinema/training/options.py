@@ -44,6 +44,12 @@ class TrainOptions:
     out: str = option("folder of the run; an existing run is resumed", "runs/train", path=True)
     steps: int | None = option("total optimiser steps", None, 1, 1e9)
     batch: int | None = option("clips per step", None, 1, 1e6)
+    buckets: str | None = option(
+        "opensora: file of resolutions, each with {frames: (keep probability, clips per step)}, as Open-Sora's "
+        "bucket_config (.json, .yaml or .py); each step has the size of one bucket",
+        None,
+        path=True,
+    )
     accumulate: int = option("split each step into this many parts (gradient accumulation) to save memory", 1, 1, 1e6)
     learning_rate: float | None = option("peak learning rate", None, 1e-12, 1e3)
     stage: str | None = option(
@@ -108,6 +114,8 @@ class TrainOptions:
             if getattr(self, name) not in known:
                 expected = ", ".join(k for k in known if k)
                 raise BadRequest(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
+        if self.buckets is not None and self.batch is not None:
+            raise BadRequest("batch does not apply to buckets, which have batches of their own; leave out batch")
         given = {"frameskip": self.frameskip, "crop": self.crop != "centre", "flip": self.flip}
         given |= {"follow_links": self.follow_links}
         if self.data == "playroom" and (extra := [name for name, value in given.items() if value]):

@@ -44,8 +44,9 @@ class Log:
             return
         named = {k: v for k, v in asdict(event).items() if v is not None and k not in ("index", "total", _AT)}
         named |= {f"{_AT}/{time:.2f}": loss for time, loss in (event.validation_at or {}).items()}
+        bucket = {"bucket": named.pop("bucket")} if "bucket" in named else {}
         values = {k: v for k, v in named.items() if math.isfinite(v)}  # JSON has no NaN
-        row = {"step": event.index, "seconds": round(state.seconds, 2), **values}
+        row = {"step": event.index, "seconds": round(state.seconds, 2), **values, **bucket}
         self._file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in values.items():

@@ -56,9 +56,8 @@ def train(options: TrainOptions, on_event: OnEvent = ignore) -> TrainResult:
             heap.keep()
         state, steps, reported = run.state, run.settings.steps, set[str]()
         if state.step < steps:  # else `begin` has reported that the run is complete
-            on_event(
-                Phase("train", f"{counted(steps, 'step')} of {counted(run.settings.batch, 'clip')}, {state.precision}")
-            )
+            batch = "buckets" if run.options.buckets else counted(run.settings.batch, "clip")
+            on_event(Phase("train", f"{counted(steps, 'step')} of {batch}, {state.precision}"))
         with closing(run.log), closing(prefetch(run.stream, state.step, steps)) as batches:
             while state.step < steps and not stop:
                 event = step(run, batches, on_event)
@@ -103,7 +102,8 @@ def step(run: Run, batches: Iterator[Batch], on_event: OnEvent) -> TrainStep:
     state.step += 1
     took = time.perf_counter() - began
     state.seconds += took
-    return TrainStep(state.step, settings.steps, loss, settings.learning_rate * rate, norm, settings.batch / took)
+    lr, clips_per_second = settings.learning_rate * rate, batch.count / took
+    return TrainStep(state.step, settings.steps, loss, lr, norm, clips_per_second, bucket=batch.bucket)
 
 
 def gradients(run: Run, batch: Batch) -> tuple[float, float]:

@@ -80,7 +80,7 @@ def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, 
     if rendering := _given(options, "grammar", "style", "camera", "split"):
         changes["playroom"] = replace(settings.playroom or Playroom(), **rendering)
     settings = replace(settings, **changes)
-    if settings.batch % options.accumulate:
+    if options.buckets is None and settings.batch % options.accumulate:
         raise BadRequest(
             f"accumulate is {options.accumulate}; expected a divisor of the batch of {settings.batch} clips"
         )
@@ -104,11 +104,11 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     ema = EMA(model, settings.ema, trained)
     blocks = system.family.blocks(model)
     optimisers = optim.build(settings.optimiser, model, blocks, settings.learning_rate, settings.weight_decay)
-    source = open_source(options, system, settings, model)
+    source = open_source(options, system, settings, model, on_event)
     state = State(
         seed=options.seed,
         precision=precision(options.precision, system.device),
-        batch=settings.batch,
+        batch=None if options.buckets else settings.batch,
         data=dict(source.identity),
         trains=" ".join(filter(None, (options.only, options.lora and f"lora {options.lora}"))) or "all",
         base=system.weights.hash if names - set(trained) else None,
@@ -153,14 +153,14 @@ def check_resumable(path: Path, options: TrainOptions, system: System, new: Stat
     pairs: dict[str, tuple[Any, Any]] = {"seed": (stored.seed, new.seed), "trains": (stored.trains, new.trains)}
     if stored.base != new.base and stored.trains == new.trains:
         raise BadRequest(f"the run in {path.parent} has other frozen weights than {options.model}; {hint}")
-    if stored.batch is not None:
+    if None not in (stored.batch, new.batch):
         pairs["batch"] = (stored.batch, new.batch)
     if options.precision != "auto":
         pairs["precision"] = (stored.precision, new.precision)
     if stored.data:
         pairs["data"] = (stored.data["source"], new.data["source"])
-        # Runs from before the split (docs/decisions/0015) do not name it.
-        before = {"split": "train-v1"} if stored.data["source"] == "playroom" else {}
+        # Runs from before the split (docs/decisions/0015) do not name it, and runs without buckets name none.
+        before = {"buckets": None} | ({"split": "train-v1"} if stored.data["source"] == "playroom" else {})
         pairs |= {
             name: (value, new.data.get(name))
             for name, value in {**before, **stored.data}.items()

@@ -11,11 +11,14 @@ from typing import Any
 from torch import nn
 
 from kinema.data import playroom, shards
+from kinema.data.buckets import ByBucket
 from kinema.data.folder import Folder, first_part
 from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
+from kinema.events import OnEvent, ignore
 from kinema.schema import BadRequest
 from kinema.system import System, TrainingSettings
+from kinema.training import bucket_sources
 from kinema.training.options import TrainOptions
 from kinema.training.stream import Clips
 
@@ -27,35 +30,58 @@ _SHARE = 0.9
 class Source:
     """Training and held-out clips, prompts for sample sheets, and the identity that a resumed run must match."""
 
-    train: Clips
-    held_out: Clips
+    train: Clips | ByBucket
+    held_out: Clips | ByBucket
     prompts: Sequence[str]
     identity: Mapping[str, Any]
 
 
 def open_source(
-    options: TrainOptions, system: System, settings: TrainingSettings, model: nn.Module | None = None
+    options: TrainOptions,
+    system: System,
+    settings: TrainingSettings,
+    model: nn.Module | None = None,
+    on_event: OnEvent = ignore,
 ) -> Source:
-    """Open the clips of the options at the system's native size; ``model`` is the network to train."""
-    own = system.family.sampling.defaults(system.config)
+    """Open the clips of the options at the system's native size, or in buckets; ``model`` is the network to train."""
+    own, buckets = system.family.sampling.defaults(system.config), bucket_sources.read(options, system)
+    chosen = {} if buckets is None else {"buckets": buckets.text}
     if options.data == "playroom":
         rendering = settings.playroom or Playroom()
         rendered = partial(Rendered, own.frames, own.height, own.width, own.fps)
+        train = rendered(rendering, options.seed)
+        # The best weights are chosen on these.
+        held_out = rendered(replace(rendering, split="tuning"), options.seed + 1)
         return Source(
-            rendered(rendering, options.seed),
-            rendered(replace(rendering, split="tuning"), options.seed + 1),  # the best weights are chosen on these
+            train if buckets is None else bucket_sources.rendered(train, buckets),
+            held_out if buckets is None else bucket_sources.rendered(held_out, buckets),
             playroom.prompts(6, seed=3, grammar="simple", split="tuning"),
-            {"source": "playroom", **_identity(rendering)},
+            {"source": "playroom", **_identity(rendering), **chosen},
         )
     folder = Path(options.data)
     if not folder.is_dir():
         raise BadRequest(f"there is no folder {folder}; expected 'playroom' or a folder of clips with captions")
     if shards.is_latents(folder, follow_links=options.follow_links):
+        if buckets is not None:
+            raise BadRequest(f"buckets do not apply to precomputed latents ({folder}); leave out buckets")
         return _latents(options, system, folder, model)
+    every = scan(options, system, settings, images=buckets is not None and buckets.has_images)
+    how = {"fps": every.fps, "frameskip": every.frameskip, "crop": every.crop, "flip": every.flip}
+    identity = {"source": "folder", **how, **chosen, "clips": every.fingerprint}
+    parts = every.split(_SHARE)
+    if buckets is not None:
+        return Source(*bucket_sources.sorted_into(buckets, *parts, on_event), _captions(parts[1]), identity)
+    learned, unseen = _readable(*parts)
+    return Source(learned, unseen, _captions(unseen), identity)
+
+
+def scan(options: TrainOptions, system: System, settings: TrainingSettings, *, images: bool = False) -> Folder:
+    """Find the clips of the options' folder, at the system's native size; with ``images`` also its images."""
+    own = system.family.sampling.defaults(system.config)
     # A frame skip counts source frames (as in VDM); otherwise clips are resampled to the model's frame rate.
     as_filmed = options.frameskip is not None or settings.frameskip > 1
-    every = Folder.scan(
-        folder,
+    return Folder.scan(
+        options.data,
         frames=own.frames,
         height=own.height,
         width=own.width,
@@ -65,11 +91,12 @@ def open_source(
         crop=options.crop,
         flip=options.flip,
         follow_links=options.follow_links,
+        images=images,
     )
-    train, held_out = _readable(*every.split(_SHARE))
-    captions = [caption for entry in held_out.entries for caption in entry.captions[:1]]
-    how = {"fps": every.fps, "frameskip": every.frameskip, "crop": every.crop, "flip": every.flip}
-    return Source(train, held_out, captions[:6], {"source": "folder", **how, "clips": every.fingerprint})
+
+
+def _captions(folder: Folder) -> list[str]:
+    return [caption for entry in folder.entries for caption in entry.captions[:1]][:6]
 
 
 def _identity(rendering: Playroom) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Training batches by position: each batch depends only on (seed, step), so a run resumes exactly from its step.
 
-``Clips`` is a source of captioned clips by index; a batch adds caption dropout and canvas masks.
+``Clips`` is a source of captioned clips by index, all of one size; in `ByBucket` each batch has its own. A batch adds
+caption dropout and canvas masks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kinema.data.buckets import ByBucket
 from kinema.data.clip import TrainingClip
 from kinema.system import Batch, TrainingSettings
 
@@ -32,9 +34,12 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches of a source with the caption dropout and canvas masks of the training settings."""
+    """Batches of a source with the caption dropout and canvas masks of the training settings.
 
-    clips: Clips
+    ``batch`` is the number of clips of a batch; those of buckets have their own.
+    """
+
+    clips: Clips | ByBucket
     settings: TrainingSettings
     batch: int
     seed: int = 0
@@ -42,25 +47,33 @@ class Stream:
     def at(self, step: int) -> Batch:
         """The batch of optimiser step ``step``; a pure function of (seed, step)."""
         g = torch.Generator().manual_seed((self.seed * _EPOCH_STRIDE + step) * 2 + 1)
-        per_clip = 1 + self.settings.images
-        clips = [self.clips.clip(step * self.batch * per_clip + i) for i in range(self.batch * per_clip)]
+        bucket, clips = self._drawn(step)
+        count = len(clips) // (1 + self.settings.images)
         videos, captions = [clip.video for clip in clips], [self._drop(clip.caption, g) for clip in clips]
-        video = torch.stack(videos[: self.batch])
+        video = torch.stack(videos[:count])
         thw = (clips[0].frames or video.shape[2], *video.shape[3:])
-        mask = torch.stack([draw_mask(self.settings.canvas_mix, thw, g) for _ in range(self.batch)])
-        batch = Batch(video, captions[: self.batch], mask, **_conditioning(clips[: self.batch]))
+        mask = torch.stack([draw_mask(self.settings.canvas_mix, thw, g) for _ in range(count)])
+        batch = Batch(video, captions[:count], mask, **_conditioning(clips[:count]), bucket=bucket)
         if not self.settings.images:
             return batch
         # Each image is a frame of a different clip, since VDM §3.1 uses independent images.
-        rest, image_captions = videos[self.batch :], captions[self.batch :]
+        rest, image_captions = videos[count:], captions[count:]
         times = torch.randint(video.shape[2], (len(rest),), generator=g).tolist()
         images = torch.stack([v[:, t] for v, t in zip(rest, times, strict=True)])
         k = self.settings.images
         return replace(
             batch,
-            images=images.unflatten(0, (self.batch, k)),
-            image_captions=[image_captions[b * k : (b + 1) * k] for b in range(self.batch)],
+            images=images.unflatten(0, (count, k)),
+            image_captions=[image_captions[b * k : (b + 1) * k] for b in range(count)],
         )
+
+    def _drawn(self, step: int) -> tuple[str | None, list[TrainingClip]]:
+        """The bucket, if there are any, and the clips of a step, with those whose frames are images."""
+        if isinstance(self.clips, ByBucket):
+            bucket, clips = self.clips.batch(step)
+            return str(bucket), clips
+        count = self.batch * (1 + self.settings.images)
+        return None, [self.clips.clip(step * count + i) for i in range(count)]
 
     def _drop(self, caption: str, g: torch.Generator) -> str:
         return "" if torch.rand((), generator=g).item() < self.settings.text_drop else caption
@@ -95,7 +108,10 @@ def prefetch(stream: Stream, first: int, last: int) -> Generator[Batch, None, No
 
 
 def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator) -> Tensor:
-    """Sample a canvas mask 1×T×H×W by kind from the mix: 1 where the pixel is given."""
+    """Sample a canvas mask 1×T×H×W by kind from the mix: 1 where the pixel is given.
+
+    A canvas that would give the whole clip, as most kinds would an image, gives nothing: there is nothing to learn.
+    """
     frames, height, width = thw
     kinds = list(mix)
     kind = kinds[int(torch.multinomial(torch.tensor([mix[k] for k in kinds]), 1, generator=g))]
@@ -124,4 +140,4 @@ def draw_mask(mix: Mapping[str, float], thw: tuple[int, ...], g: torch.Generator
             mask = 1 - mask
     elif kind != "nothing":
         raise ValueError(f"unknown canvas kind {kind!r}")
-    return mask
+    return torch.zeros_like(mask) if bool(mask.all()) else mask

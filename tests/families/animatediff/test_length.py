@@ -223,21 +223,21 @@ def test_windows_of_16_frames_need_the_memory_of_16_frames():
 
 
 def test_the_prompt_is_encoded_once_however_many_windows_and_passes(model, monkeypatch):
-    from kinema.families.animatediff import conditioning
+    from kinema.families.animatediff.prompting import PromptEncoder
 
     encoded_prompts = []
-    real = conditioning.encode_text
+    real = PromptEncoder.encode
 
-    def counting(*args):
-        encoded_prompts.append(args[3])
-        return real(*args)
+    def counting(self, text):
+        encoded_prompts.append(text)
+        return real(self, text)
 
-    monkeypatch.setattr(conditioning, "encode_text", counting)
+    monkeypatch.setattr(PromptEncoder, "encode", counting)
     model.run(ask(frames=30, window=8, steps=2, free_init=2), output="latents")
     once = len(encoded_prompts)
     encoded_prompts.clear()
     model.run(ask(frames=8, steps=1), output="latents")
-    assert once == len(encoded_prompts)
+    assert once == len(encoded_prompts) == 3  # the prompt, the negative prompt and the empty prompt
 
 
 # ------------------------------------------------------------------------------------------ requests

@@ -83,15 +83,45 @@ def test_a_single_frame_equals_the_image_model(parts, folder, oracle):
     assert ((result + 1) / 2 - expected).abs().max() <= 1e-4
 
 
+def test_v_prediction_with_zero_terminal_snr_equals_the_diffusers_pipeline(folder, tmp_path):
+    """Four steps: diffusers' DDIM goes to t - 1000 // steps, which is the next timestep only if steps divides 1000."""
+    import shutil
+
+    from diffusers import AnimateDiffPipeline
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    place = copy / "scheduler" / "scheduler_config.json"
+    settings = json.loads(place.read_text()) | {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    place.write_text(json.dumps(settings))
+    noise = noise_of()
+    reference = AnimateDiffPipeline.from_pretrained(copy)
+    reference.set_progress_bar_config(disable=True)
+    sizes = {"num_frames": 8, "height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 4.0}
+    expected = reference(PROMPT, negative_prompt=NEGATIVE, latents=noise.clone(), output_type="pt", **sizes).frames
+    model = load(copy, overrides={"norms": "diffusers"})
+    assert (model.system.config.predicts, model.system.config.zero_snr) == ("v", True)
+    request = Request(
+        prompt=PROMPT, negative_prompt=NEGATIVE, steps=4, guidance=4.0, frames=8, height=16, width=16, seed=0
+    )
+    result = model.run(request, noise=noise).video
+    assert ((result.transpose(1, 2) + 1) / 2 - expected).abs().max() <= 1e-4
+    noisy = load(folder, overrides={"norms": "diffusers"}).run(request, noise=noise).video
+    assert (noisy - result).abs().max() > 1e-2
+
+
 def test_a_folder_without_a_part_or_with_another_prediction_type_raises(folder, tmp_path):
     import shutil
 
     copy = shutil.copytree(folder, tmp_path / "copy")
     scheduler = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
     (copy / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps(scheduler | {"prediction_type": "v_prediction"})
+        json.dumps(scheduler | {"prediction_type": "flow_prediction"})
     )
-    with pytest.raises(BadRequest, match="has prediction_type v_prediction; expected epsilon"):
+    with pytest.raises(BadRequest, match="has prediction_type 'flow_prediction'; expected epsilon, v_prediction or"):
         load(copy)
     shutil.rmtree(copy / "vae")
     with pytest.raises(BadRequest, match="lacks vae/"):

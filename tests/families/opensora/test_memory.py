@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 from kinema.checkpoints import files
 from kinema.conditioning import t5
-from kinema.families.opensora.config import V2, Config
+from kinema.families.opensora.config import V2
 from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.mmdit import MMDiT, MMDiTConfig
 from kinema.job import build_job, planning_canvas
@@ -26,27 +25,8 @@ GIB = 2**30
 BF16 = WeightPolicy(torch.bfloat16, torch.bfloat16)
 
 
-def sparse(path: Path, config: Config) -> Path:
-    """A file of the model in bfloat16 with its real header and no data: the disk holds nothing of its 24 GB."""
-    with torch.device("meta"):
-        model = FAMILY.build(config)
-    note = json.dumps({"family": "opensora", "config": FAMILY.to_json(config)})
-    header: dict[str, object] = {"__metadata__": {"kinema": note}}
-    at = 0
-    for name, tensor in model.state_dict().items():
-        end = at + 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + at)
-    return path
-
-
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full(tmp_path_factory: pytest.TempPathFactory, sparse: Callable[..., Path]) -> Path:
     path = sparse(tmp_path_factory.mktemp("full") / "v2.safetensors", V2)
     assert path.stat().st_size > 24e9
     assert path.stat().st_blocks * 512 < 1e6

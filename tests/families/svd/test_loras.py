@@ -250,3 +250,32 @@ def test_float16_adapters_are_merged_in_float32(saved, files, tmp_path):
 def test_recipes_with_loras_are_json(saved, files, image_path):
     clip = load(saved, loras={files[0]: 1}).animate(image_path, **{**ASK, "steps": 1})
     assert json.loads(json.dumps(clip.recipe["stages"][0]["loras"]))[0]["weight"] == 1.0
+
+
+def test_what_of_a_lora_has_no_effect_is_noted(saved, files, image_path, tmp_path):
+    tensors = load_file(files[0])
+    save_file(tensors | {"bundle_emb.mascot.clip_l": torch.ones(1, 8)}, tmp_path / "bundle.safetensors")
+    events = []
+    model = load(saved, loras={tmp_path / "bundle.safetensors": 1.0, files[1]: 1.0})
+    model.animate(image_path, on_event=lambda event: events.append(str(event)), **{**ASK, "steps": 1})
+    assert sum("bundle.safetensors also contains 1 embedding (mascot)" in event for event in events) == 1
+
+
+def test_a_loha_of_norms_and_kernels_changes_the_clip_and_is_restored(saved, image_path, tmp_path):
+    model = load(saved)
+    plain = {name: p.detach().clone() for name, p in model.system.model.named_parameters()}
+    norm, kernel = "unet.conv_norm_out", "unet.conv_in"
+    rows, wide = plain[f"{kernel}.weight"].shape[0], plain[f"{kernel}.weight"][0].numel()
+    tensors = {f"{kernel}.hada_w{n}_a": torch.full((rows, 2), 0.1) for n in (1, 2)}
+    tensors |= {f"{kernel}.hada_w{n}_b": torch.full((2, wide), 0.1) for n in (1, 2)}
+    tensors |= {f"{norm}.{name}": torch.full_like(plain[f"{norm}.weight"], 0.1) for name in ("w_norm", "b_norm")}
+    save_file(tensors, tmp_path / "a.safetensors")
+    before = model.animate(image_path, **ASK).video
+    model.use_loras({tmp_path / "a.safetensors": 0.5})
+    changed = dict(model.system.model.named_parameters())
+    torch.testing.assert_close(changed[f"{kernel}.weight"], plain[f"{kernel}.weight"] + 0.5 * 0.02**2)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(changed[f"{norm}.{name}"], plain[f"{norm}.{name}"] + 0.05)
+    assert (model.animate(image_path, **ASK).video - before).abs().max() > 1e-3
+    model.use_loras({})
+    assert all(torch.equal(p, plain[name]) for name, p in model.system.model.named_parameters())

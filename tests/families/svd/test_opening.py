@@ -197,6 +197,35 @@ def test_another_scheduler_is_reported_and_ignored(folder):
     assert any("sigma_max 80.0; Kinema samples with" in note for note in notes_of(load(folder).system))
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"_class_name": "DDIMScheduler"},
+        {"rescale_betas_zero_snr": True},
+        {"trained_betas": [0.1, 0.2]},
+        {"timestep_type": "discrete"},
+        {"use_karras_sigmas": False},
+        {"clip_sample": True},
+        {"invented": 1},
+    ],
+    ids=str,
+)
+def test_every_setting_of_another_scheduler_is_named(folder, setting):
+    change(folder / "scheduler/scheduler_config.json", **setting)
+    (name,) = setting
+    assert any(f"the folder's scheduler has {name} " in note for note in notes_of(load(folder).system))
+
+
+def test_the_official_scheduler_as_saved_by_diffusers_needs_no_note(folder):
+    from diffusers import EulerDiscreteScheduler
+
+    place = folder / "scheduler/scheduler_config.json"
+    EulerDiscreteScheduler(**{k: v for k, v in json.loads(place.read_text()).items() if k[0] != "_"}).save_pretrained(
+        place.parent
+    )
+    assert not any("scheduler" in note for note in notes_of(load(folder).system))
+
+
 def test_tensors_that_do_not_match_the_configs_are_rejected(folder):
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     tensors = load_file(file)

@@ -20,6 +20,7 @@ from kinema.canvas import Canvas
 from kinema.conditioning import pocket
 from kinema.conditioning.clip_text import ClipTokenizer, Tokenizer, WordTokenizer, encode, find_vocabulary
 from kinema.events import OnEvent
+from kinema.families.animatediff import prompting
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.control import image_prompts, pia, steering
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt
@@ -34,7 +35,7 @@ from kinema.schema import BadRequest, Request
 from kinema.spans import Spans
 from kinema.values import quoted
 
-OPTIONS = ("clip_skip", *MOTION_OPTIONS, "scribble", "affinity", "decode_tile")
+OPTIONS = ("clip_skip", *MOTION_OPTIONS, "scribble", "affinity", prompting.OPTION, "decode_tile")
 NAMED = ("control", "control_scale", "control_span", "ip_image", "ip_scale")
 """Keys allowed in a request's ``extra``; the second group also with the name of an add-on (``control.depth``)."""
 
@@ -67,17 +68,6 @@ class Condition:
             image_prompts=tuple(each.of(frames) for each in self.image_prompts),
             first_BCTHW=None if self.first_BCTHW is None else self.first_BCTHW[:, :, list(frames)],
         )
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedPrompts:
-    """Encoded prompts: the context 1×L×C of each text, and SDXL's pooled embeddings 1×P."""
-
-    spans: Spans
-    contexts: Mapping[str, Tensor]
-    pooled: Tensor | None
-    negative: Tensor
-    pooled_negative: Tensor | None
 
 
 def join(conditions: Sequence[Condition]) -> Condition | None:
@@ -134,7 +124,7 @@ def tokenizer_of(config: Config, weights: Path | None, *, offline: bool = False)
 def encode_text(
     model: AnimateDiff, config: Config, tokenizer: Tokenizer, text: str, clip_skip: int = 1
 ) -> tuple[Tensor, Tensor | None]:
-    """Encode a prompt of any length: context 1×L×C, and for SDXL the pooled embedding 1×P."""
+    """Encode plain text of any length: context 1×L×C, and for SDXL the pooled embedding 1×P."""
     checkpoint()
     for size in config.text:
         if (most := max([tokenizer.end, *tokenizer.tokens(text)])) >= size.vocabulary:
@@ -169,14 +159,6 @@ def over_frames(spans: Spans, contexts: Mapping[str, Tensor], frames: range) -> 
     return torch.cat([torch.lerp(contexts[before], contexts[after], share) for before, after, share in mixed])
 
 
-def pad_rows(contexts: Sequence[Tensor], empty: Tensor) -> list[Tensor]:
-    """Pad contexts to equal length with rows of the empty prompt."""
-    longest = max(context.shape[1] for context in contexts)
-    return [
-        torch.cat([context, *[empty] * ((longest - context.shape[1]) // empty.shape[1])], dim=1) for context in contexts
-    ]
-
-
 def sizes(config: Config, height: int, width: int) -> Tensor:
     """Sinusoidal embedding of SDXL's original size, crop and target size for an uncropped image, 1×6V."""
     values = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
@@ -199,6 +181,7 @@ def extra_help(config: Config) -> dict[str, str]:
         "control_span": "part of the steps in which a ControlNet acts, such as [0,0.5]; default all",
         "ip_image": "reference image of an IP-Adapter, a list, or a mapping of frames to images; same as --ip-image",
         "ip_scale": "scale of an IP-Adapter; default 1",
+        "embeddings": "folder of the textual-inversion embeddings that prompts name; same as --embeddings",
         "decode_tile": "side of the squares decoded at a time, in latent cells (8 to 4096); default the whole frame",
     }
 
@@ -215,6 +198,7 @@ def check_extra(config: Config, request: Request) -> None:
     tile = extra.get("decode_tile", 64)
     if isinstance(tile, bool) or not isinstance(tile, int) or not 8 <= tile <= 4096:
         raise BadRequest(f"decode_tile is {quoted(tile)}; expected a whole number of latent cells, 8 to 4096")
+    prompting.check(config, request)
     steering.check(config, request)
     image_prompts.check(config, request)
     pia.affinity_of(config, request)
@@ -233,7 +217,11 @@ def check_extra(config: Config, request: Request) -> None:
 
 def files_of(request: Request) -> tuple[str, ...]:
     """Files named by a request's options: control clips, image prompts, scribbles and region masks."""
-    named = [*steering.files_of(request.extra), *image_prompts.files_of(request.extra)]
+    named = [
+        *prompting.files_of(request.extra),
+        *steering.files_of(request.extra),
+        *image_prompts.files_of(request.extra),
+    ]
     return tuple(dict.fromkeys([*named, *scribbles_of(request).values(), *options.masks_of(request.extra)]))
 
 

@@ -10,13 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
+from kinema.checkpoints.declared import Predicts
 from kinema.checkpoints.settings import build_config
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
-from kinema.diffusion.schedules import Spacing
+from kinema.diffusion.schedules import BetaKind
+from kinema.schema import Spacing
 
 Motion = Literal["none", "v1", "v2", "v3", "sdxl", "hotshot", "lcm", "lightning", "pia"]
 Norms = Literal["official", "diffusers"]
-Betas = tuple[Literal["linear", "scaled_linear"], float, float]
+Betas = tuple[BetaKind, float, float]
+CLIP_NOISE = ("betas", "trained_betas", "steps_offset", "karras", "clip")
+"""Settings of the noise of clips, which a motion module brings; the image model keeps its own for single frames."""
 Stage = Literal["", "image", "style", "motion", "sparsectrl"]
 
 IMAGE_BETAS: Betas = ("scaled_linear", 0.00085, 0.012)
@@ -132,9 +136,21 @@ class Config:
     """Side of a latent cell in pixels for a pixel-space model; 0 for a model with a VAE."""
     groups: int = 32
     """Groups of the group norms; 32 groups of few channels would normalise each almost alone and lose brightness."""
-    predicts: Literal["eps", "x0"] = "eps"
+    predicts: Predicts = "eps"
     image_betas: Betas = IMAGE_BETAS
     """Betas of the image model's noise levels."""
+    trained_betas: tuple[float, ...] = ()
+    """The betas of clips themselves, in place of ``betas``; those of the image model are ``image_trained_betas``."""
+    image_trained_betas: tuple[float, ...] = ()
+    timesteps: int = 1000
+    zero_snr: bool = False
+    """Whether betas are rescaled so that the last timestep is pure noise."""
+    steps_offset: int = field(default=1, metadata={"least": 0})
+    """First timestep of leading spacing."""
+    karras: bool = False
+    """Whether steps are spaced as in EDM between the ends of ``spacing``."""
+    clip: float | None = None
+    """Limit that x0 is clipped to at each step; None: no clipping."""
     stage: Stage = ""
     """Training stage: the image model ("image"), its finest layers ("style"), the motion module or SparseCtrl. "" means
     the motion module if there is one. With a LoRA, "image" trains a domain adapter and "motion" a MotionLoRA."""

@@ -14,8 +14,8 @@ from kinema.checkpoints.convert import Layouts
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.events import Note, OnEvent
-from kinema.families.animatediff import conditioning, recipe
-from kinema.families.animatediff.conditioning import Condition, EncodedPrompts
+from kinema.families.animatediff import conditioning, prompting, recipe
+from kinema.families.animatediff.conditioning import Condition
 from kinema.families.animatediff.config import PRESETS, Config, from_json, to_json
 from kinema.families.animatediff.control import image_prompts, pia, steering
 from kinema.families.animatediff.control.ip_adapter import ImagePrompt
@@ -25,6 +25,7 @@ from kinema.families.animatediff.model import AnimateDiff, blocks
 from kinema.families.animatediff.motion import options
 from kinema.families.animatediff.pocket.presets import PRESETS as POCKETS
 from kinema.families.animatediff.pocket.presets import with_playroom_words
+from kinema.families.animatediff.prompting import EncodedPrompts, PromptEncoder
 from kinema.grid import LatentGrid, Lattice
 from kinema.nn.ldm_unet import channels_last
 from kinema.schema import BadRequest, Request
@@ -32,7 +33,7 @@ from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
-_ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; use a file with one"}
+_ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; add text=FILE"}
 
 
 class AnimateDiffSampling(Sampling):
@@ -55,8 +56,11 @@ class AnimateDiffSampling(Sampling):
             steps=config.steps,
             sampler=config.sampler,
             spacing=config.spacing,
+            karras=config.karras,
+            threshold=config.clip,
             guidance=config.guidance,
             attention_windows=config.motion != "none",
+            prompts=prompting.PROMPTS,
             prompt_spans=True,
             extra=conditioning.extra_help(config),
         )
@@ -105,27 +109,24 @@ class AnimateDiffSampling(Sampling):
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
-        conditioning.note_unknown_words(tokenizer, system.name, [*spans.texts, request.negative_prompt], on_event)
-        skip = int(request.extra.get("clip_skip", 1))
-
-        def encode(text: str) -> tuple[Tensor, Tensor | None]:
-            return conditioning.encode_text(model, config, tokenizer, text, skip)
-
-        encoded = {text: encode(text) for text in spans.texts}
-        contexts = conditioning.pad_rows([context for context, _ in encoded.values()], encode("")[0])
-        negative, pooled_negative = encode(request.negative_prompt)
-        pooled = encoded[spans.texts[0]][1]
-        if pooled is not None and not request.negative_prompt.strip():
-            # SDXL was trained with zeros for the empty prompt.
-            negative, pooled_negative = torch.zeros_like(negative), torch.zeros_like(pooled)
-        return EncodedPrompts(spans, dict(zip(encoded, contexts, strict=True)), pooled, negative, pooled_negative)
+        encoder = PromptEncoder(model, config, tokenizer, request)
+        texts = [*spans.texts, request.negative_prompt]
+        conditioning.note_unknown_words(tokenizer, system.name, encoder.read(texts), on_event)
+        for text in texts:
+            encoder.note_cut(text, on_event)
+        encoded = {text: encoder.encode(text) for text in spans.texts}
+        longest, empty = max(each.length for each in encoded.values()), encoder.encode("").contexts[0]
+        negative = encoder.encode(request.negative_prompt)
+        if config.pooled and not request.negative_prompt.strip():
+            negative = negative.zeros()  # SDXL was trained with zeros for the empty prompt
+        return EncodedPrompts(spans, {text: each.padded(longest, empty) for text, each in encoded.items()}, negative)
 
     def condition(  # noqa: PLR0917
         self, system: OpenedModel, prompts: EncodedPrompts, request: Request, canvas: Canvas, on_event: OnEvent
     ) -> Conditions:
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         start = canvas.block.start
-        positive = conditioning.over_frames(prompts.spans, prompts.contexts, range(start, start + request.shape.frames))
+        frames = range(start, start + request.shape.frames)
         motion = config.motion != "none" and request.shape.frames > 1
         motion_control = options.motion_control_of(request, self.lattice(config))
 
@@ -139,7 +140,8 @@ class AnimateDiffSampling(Sampling):
                 mask_B1THW=sparse.mask_B1THW.to(system.device, system.dtype),
             )
 
-        steerings = steering.steerings(model, config, request, self._levels(system, request, canvas), on_event)
+        levels = self._levels(system, request, canvas)
+        steerings = steering.steerings(model, config, request, levels, on_event)
         # Pooled residuals are left out of the negative branch.
         unpooled = tuple(each for each in steerings if not config.controls[each.index].pooled)
         positive_images, negative_images = image_prompts.encode(model, config, request, on_event)
@@ -155,10 +157,17 @@ class AnimateDiffSampling(Sampling):
             hint = sparse if motion else None
             return Condition(context[None], added, motion, motion_control, hint, steered, images, first)
 
+        def positive(contexts: Mapping[str, Tensor], vector: Tensor | None) -> Condition:
+            context = conditioning.over_frames(prompts.spans, contexts, frames)
+            return branch(context, vector, steerings, positive_images)
+
+        def negative(context: Tensor, vector: Tensor | None) -> Condition:
+            return branch(context, vector, unpooled, negative_images)
+
         return Conditions(
             {
-                "positive": branch(positive, prompts.pooled, steerings, positive_images),
-                "negative": branch(prompts.negative, prompts.pooled_negative, unpooled, negative_images),
+                "positive": prompts.over_steps(levels, positive),
+                "negative": prompts.negative_over_steps(levels, negative),
             }
         )
 

@@ -19,11 +19,11 @@ from torch import Generator, Tensor, nn
 from kinema import processor
 from kinema.conditioning.clip_text import rows
 from kinema.data import styles
-from kinema.diffusion.parameterise import EPS, X0, Parameterisation
+from kinema.diffusion.parameterise import EPS, X0, Parameterisation, V
 from kinema.diffusion.schedules import DiscreteBetas, NoiseLevel
 from kinema.families.animatediff import conditioning
 from kinema.families.animatediff.conditioning import Condition
-from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.config import Betas, Config
 from kinema.families.animatediff.control.steering import steer
 from kinema.families.animatediff.kind import Target
 from kinema.families.animatediff.kinds import kind_of
@@ -64,17 +64,23 @@ def settings_of(config: Config) -> TrainingSettings:
 
 def schedule_of(config: Config) -> DiscreteBetas:
     """Noise schedule of clips."""
-    return DiscreteBetas(*config.betas)
+    return _betas(config, config.betas, config.trained_betas)
 
 
 def image_schedule_of(config: Config) -> DiscreteBetas:
     """Noise schedule of single frames."""
-    return DiscreteBetas(*config.image_betas)
+    return _betas(config, config.image_betas, config.image_trained_betas)
+
+
+def _betas(config: Config, betas: Betas, trained: tuple[float, ...]) -> DiscreteBetas:
+    return DiscreteBetas(
+        *betas, count=config.timesteps, trained=trained, zero_snr=config.zero_snr, offset=config.steps_offset
+    )
 
 
 def parameterisation_of(config: Config) -> Parameterisation:
     """What the U-Net predicts."""
-    return X0 if config.predicts == "x0" else EPS
+    return {"eps": EPS, "x0": X0, "v": V}[config.predicts]
 
 
 def run_unet(model: AnimateDiff, config: Config, z_BCTHW: Tensor, level: NoiseLevel, condition: Condition) -> Tensor:

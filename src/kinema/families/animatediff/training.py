@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
 from kinema.families.animatediff import recipe
-from kinema.families.animatediff.config import Config, Stage
+from kinema.families.animatediff.config import CLIP_NOISE, Config, Stage
 from kinema.families.animatediff.control import sparse
 from kinema.families.animatediff.files import lora, motion_file
 from kinema.families.animatediff.kinds import kind_of
@@ -103,8 +103,8 @@ def with_motion(config: Config) -> Config:
     if config.motion != "none":
         return config
     preset = kind_of(config).motion_preset("sdxl" if config.size_embedding else "v3")
-    names = ("motion", "motion_mid", "positions", "frames", "fps", "steps", "sampler", "spacing", "guidance", "betas")
-    values = {name: getattr(preset, name) for name in names}
+    names = ("motion", "motion_mid", "positions", "frames", "fps", "steps", "sampler", "spacing", "guidance")
+    values = {name: getattr(preset, name) for name in (*names, *CLIP_NOISE)}
     return replace(config, motion_heads=gcd(preset.motion_heads, *config.channels), **values)
 
 

@@ -50,6 +50,11 @@ def open_image(config: Config, source: Source) -> FoundCheckpoint:
         )
     if image.absent:
         raise BadRequest(f"{source.path} has no {' and no '.join(image.absent)}; expected a file with all parts")
+    if image.predicts == "v" or image.zero_snr or image.image_trained_betas or image.timesteps != 1000:
+        raise BadRequest(
+            f"{source.path} is an image model with v-prediction, zero terminal SNR or betas of its own; expected one "
+            "that predicts noise or x0 at the betas of a formula"
+        )
     values = {name: getattr(image, name) for name in IMAGE_FIELDS if hasattr(image, name)}
     values |= {"text": image.text[0], "betas": image.image_betas, "inflated": True}
     if config.enlarges > 1:

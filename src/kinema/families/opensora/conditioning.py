@@ -152,7 +152,7 @@ def conditions(system: OpenedModel, words: Mapping[str, Text], request: Request,
 
 def guidance(config: Config, request: Request) -> Guidance:
     """Three branches, with oscillating scales and image guidance that grows over the frames, unless turned off."""
-    on = {name: bool(request.extra.get(name, True)) for name in SWITCHES}
+    on = {name: bool(request.extra.get(name, config.oscillates)) for name in SWITCHES}
     steps, frames = request.steps or config.steps, latent_grid(config).latent(request.shape).frames
     image = float(request.extra.get("image_guidance", config.image_guidance))
     scale: float | Tensor = float(config.guidance if request.guidance is None else request.guidance)

@@ -50,6 +50,8 @@ class Config:
     """Of the prompt."""
     image_guidance: float = 3.0
     """Of given frames."""
+    oscillates: bool = True
+    """Whether guidance oscillates, and that of given images grows over the frames, unless a request says otherwise."""
     motion_score: float | None = 4.0
     """How much moves (VMAF motion), as a sentence at the end of the prompt after one with the frame rate; None: prompts
     are taken as they are, without either."""
@@ -142,6 +144,8 @@ POCKET = replace(
     fps=8.0,
     steps=16,
     guidance=3.0,
+    image_guidance=1.0,
+    oscillates=False,
     motion_score=None,
     shift=3.0,
     transformer=MMDiTConfig(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
-from kinema.checkpoints.convert import Layouts
+from kinema.checkpoints.convert import Conversion, Layouts
 from kinema.checkpoints.lora_formats import Alias
 from kinema.checkpoints.source import Source
 from kinema.diffusion.guidance import Guidance
@@ -146,6 +147,31 @@ def _slots(config: Config) -> Slots:
     return slots
 
 
+class LayoutsByLine:
+    """The layouts of both lines; what a line opens knows which it is."""
+
+    def __init__(self) -> None:
+        self.names = tuple(dict.fromkeys(name for line in LINES for name in _layouts(line).names))
+
+    def open(self, source: Path, variant: str | None) -> tuple[Line, Any] | None:
+        each = ((line, _layouts(line).open(source, variant)) for line in LINES)
+        return next(((line, opened) for line, opened in each if opened is not None), None)
+
+    def plan(self, opened: tuple[Line, Any], layout: str, dtype: torch.dtype | None) -> Conversion:
+        line, own = opened
+        return _layouts(line).plan(own, layout, dtype)
+
+    def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
+        each = (_layouts(line).reader(source, variant) for line in LINES)
+        return next((read for read in each if read is not None), None)
+
+
+def _layouts(line: Line) -> Layouts:
+    layouts = line.checkpoints.layouts
+    assert layouts is not None
+    return layouts
+
+
 class CheckpointsByLine(Checkpoints):
     """The files of both lines."""
 
@@ -166,8 +192,8 @@ class CheckpointsByLine(Checkpoints):
         return SlotsByLine()
 
     @property
-    def layouts(self) -> Layouts | None:
-        return SECOND.checkpoints.layouts
+    def layouts(self) -> Layouts:
+        return LayoutsByLine()
 
 
 class TrainingByLine(Training):

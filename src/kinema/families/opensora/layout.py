@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from kinema.families.opensora import sizes
 from kinema.families.opensora.config import Config
-from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.grid import FrameGrid, LatentGrid, Lattice, Resolutions
 
 
 def latent_grid(config: Config) -> LatentGrid:
@@ -15,4 +18,10 @@ def latent_grid(config: Config) -> LatentGrid:
 
 
 def lattice(config: Config) -> Lattice:
-    return Lattice(latent_grid(config), config.multiple, min_side=config.multiple, max_frames=config.frames)
+    return Lattice(
+        latent_grid(config),
+        config.multiple,
+        min_side=config.multiple,
+        max_frames=config.frames,
+        resolutions=Resolutions(partial(sizes.trained, multiple=config.multiple), "2.0"),
+    )

@@ -37,11 +37,12 @@ def helped(config: Config) -> dict[str, str]:
         if score is None
         else {"motion_score": f"motion score, appended to the prompt; default {plain_number(score)}"}
     )
+    on = "true" if config.oscillates else "false"
     about |= {
         "image_guidance": f"guidance scale of given frames; default {plain_number(config.image_guidance)}",
-        "oscillate": "guidance of the prompt is 1 at every odd step from the tenth on; default true",
-        "oscillate_image": "the same for guidance of given frames; default true",
-        "dynamic_image": "guidance of given images grows from 1 at the first frame; default true",
+        "oscillate": f"guidance of the prompt is 1 at every odd step from the tenth on; default {on}",
+        "oscillate_image": f"the same for guidance of given frames; default {on}",
+        "dynamic_image": f"guidance of given images grows from 1 at the first frame; default {on}",
         "flow_shift": f"shift of the noise levels; default {shift}",
         "decode_chunk": "latent frames decoded at a time; default all, fewer if memory is short",
         "decode_overlap": "latent frames shared by neighbouring chunks, which fade; default a quarter",

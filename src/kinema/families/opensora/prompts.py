@@ -19,7 +19,7 @@ def completed(prompt: str, fps: float, motion: float | None) -> str:
     text = _sentence(prompt)
     if not text:
         return text
-    stated = _stated(text)
+    stated = stated_at_end(text)
     if "FPS" not in stated:
         text = f"{text} {plain_number(fps)} FPS."
     return text if "motion score" in stated or motion is None else f"{text} {plain_number(motion)} motion score."
@@ -27,7 +27,7 @@ def completed(prompt: str, fps: float, motion: float | None) -> str:
 
 def has_motion_score(prompt: str) -> bool:
     """Whether the prompt states a motion score at its end."""
-    return "motion score" in _stated(_sentence(prompt))
+    return "motion score" in stated_at_end(_sentence(prompt))
 
 
 def _sentence(prompt: str) -> str:
@@ -35,7 +35,7 @@ def _sentence(prompt: str) -> str:
     return text if not text or text.endswith(".") else f"{text}."
 
 
-def _stated(text: str) -> str:
+def stated_at_end(text: str) -> str:
     """The rate and score that a prompt ends with; "" if it has neither."""
     found = _END.search(text)
     return found[0] if found else ""

@@ -44,6 +44,22 @@ SCHEDULER = {
     "timestep_type": "continuous",
     "use_karras_sigmas": True,
 }
+HARMLESS: dict[str, Any] = {
+    "clip_sample": False,
+    "final_sigmas_type": "zero",
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "trained_betas": None,
+    "use_beta_sigmas": False,
+    "use_exponential_sigmas": False,
+}
+"""Settings that other folders have, with the values that change nothing in SVD's scheduler."""
+_WITHOUT_EFFECT = (
+    *("_diffusers_version", "_use_default_values"),
+    *("beta_start", "beta_end", "beta_schedule", "timestep_spacing", "steps_offset"),
+)
+"""Settings that Karras's sigmas between two given ends do not depend on."""
 _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -169,7 +185,7 @@ def check(source: Source) -> None:
         (processor, "image_mean", _CLIP_MEAN, _CLIP_MEAN),
         (processor, "image_std", _CLIP_STD, _CLIP_STD),
     ):
-        found = source.config(*place).get(key, default)
+        found = source.config(*place, infinite=True).get(key, default)
         if found != expected:
             raise BadRequest(
                 f"{'/'.join(place)} of {source.path} has {key} {printable(str(found), MAX_QUOTED)}; expected {expected}"
@@ -177,11 +193,16 @@ def check(source: Source) -> None:
 
 
 def scheduler_note(source: Source) -> str | None:
-    """Return a note if the folder's scheduler differs from the official noise levels, which sampling always uses."""
-    config = source.config("scheduler", "scheduler_config.json")
-    names = ("sigma_min", "sigma_max", "use_karras_sigmas")
+    """Return a note on settings of the folder's scheduler that differ from the official ones, which are always used.
+
+    `SCHEDULER` has the official ones; settings that it lacks are compared with those that change nothing.
+    """
+    config = source.config("scheduler", "scheduler_config.json", infinite=True)
+    official = {**HARMLESS, **SCHEDULER}
     differing = [
-        f"{name} {quoted(config[name])}" for name in names if name in config and config[name] != SCHEDULER[name]
+        f"{printable(name, MAX_QUOTED)} {quoted(value)}"
+        for name, value in config.items()
+        if name not in _WITHOUT_EFFECT and value != official.get(name)
     ]
     if not differing:
         return None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kinema.checkpoints.lora_formats import Adapter, read_lora
+from kinema.checkpoints.lora_formats import Adapter, read_plain
 from kinema.families.svd.config import Config
 from kinema.families.svd.layout import SVD, UNET, Outline, table
 
 
 def read(path: str | Path, outline: Outline = SVD) -> dict[str, Adapter]:
-    """Read a LoRA file, keyed by module names (``unet.…``). Raises `BadRequest` for a tensor that fits no layer."""
+    """Read a plain LoRA file, keyed by module names (``unet.…``). Raises `BadRequest` as `read_plain`."""
     aliases = modules(outline)
-    return read_lora(path, aliases.values(), aliases)
+    return read_plain(path, aliases.values(), aliases)
 
 
 def aliases(config: Config) -> dict[str, str]:
@@ -24,9 +24,9 @@ def aliases(config: Config) -> dict[str, str]:
 
 
 def modules(outline: Outline) -> dict[str, str]:
-    """Map sgm's names of the U-Net's matrices and kernels to Kinema's."""
+    """Map sgm's names of the U-Net's layers with weights to Kinema's."""
     return {
         row.foreign.removeprefix(UNET).removesuffix(".weight"): row.native[0].removesuffix(".weight")
         for row in table(outline).rows
-        if row.foreign.startswith(UNET) and row.foreign.endswith(".weight") and len(row.shape) > 1
+        if row.foreign.startswith(UNET) and row.foreign.endswith(".weight")
     }

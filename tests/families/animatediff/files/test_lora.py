@@ -90,7 +90,7 @@ def test_a_full_kohya_file_of_sd15_is_read_with_alphas(tmp_path):
     assert len(found) == 264
     assert {a.scale for a in found.values()} == {0.5}
     proj = found["unet.down_blocks.0.attentions.0.proj_in"]
-    assert proj.delta(torch.Size([320, 320, 1, 1])).shape == (320, 320, 1, 1)
+    assert proj.update(torch.Size([320, 320, 1, 1])).shape == (320, 320, 1, 1)
 
 
 def test_a_motion_lora_is_read(tmp_path):
@@ -302,8 +302,11 @@ def test_loras_of_other_families_or_with_unknown_tensors_are_named(tmp_path):
     down, up = pair((8, 8), 2)
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     wide = {f"{name}.lora_down.weight": torch.ones(2, 768), f"{name}.lora_up.weight": torch.ones(320, 2)}
-    save_file(wide | {f"{name}.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
-    with pytest.raises(BadRequest, match=r"a LoRA of Stable Diffusion 1.5: 1 of its tensors fit no layer .*dora_scale"):
+    save_file(wide | {f"{name}.lora_x": torch.ones(1)}, tmp_path / "more.safetensors")
+    with pytest.raises(BadRequest, match=r"a LoRA of Stable Diffusion 1.5: 1 of its tensors fit no layer .*lora_x"):
+        convert(tmp_path / "more.safetensors", tmp_path / "out.safetensors", "diffusers")
+    save_file(wide | {f"{name}.dora_scale": torch.ones(320, 1)}, tmp_path / "dora.safetensors")
+    with pytest.raises(BadRequest, match=r"has a DoRA over a LoRA at unet.down_blocks.0.*; only LoRAs of up and down"):
         convert(tmp_path / "dora.safetensors", tmp_path / "out.safetensors", "diffusers")
     flux = {
         "transformer.double_blocks.0.attn.lora_A.weight": down,

@@ -39,7 +39,7 @@ def test_three_loops_of_1_1_with_four_pixel_frames() -> None:
     assert applied(groups, 2, 16, (16, 16), V1_1) == (*[Cell(1, 12 + i, 0.0) for i in range(4)], *[None] * 12)
     assert loops.kept(16) == (range(16), range(4, 16), range(4, 16))
     assert loops.total(16) == 40
-    assert per_loop("|0|a|1|b", 3, "1.1") == ("a", "b", "b")
+    assert per_loop("|0|a|1|b", 3) == ("a", "b", "b")
 
 
 def test_frames_that_a_loop_begins_with_may_be_edited_in_1_2() -> None:
@@ -53,7 +53,7 @@ def test_frames_that_a_loop_begins_with_may_be_edited_in_1_2() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("1.2", 2, 4), "condition_frame_length is 4; expected a multiple of 5"),
+        (("1.2", 2, 4), "condition_frame_length is 4 latent frames; expected a multiple of 5, .* from 17 frames"),
         (("1.1", 2, 0), "condition_frame_length is 0; expected at least 1"),
         (("1.2", 0, 5), "the number of loops is 0; expected at least 1"),
         (("1.2", 2, 5, 1.5), "condition_frame_edit is 1.5; expected 0 to 1"),

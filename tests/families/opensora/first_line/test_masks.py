@@ -86,7 +86,7 @@ def test_a_negative_reference_counts_from_the_last() -> None:
 
 # What the original accepts by accident, with Python's own meaning of slices, and we refuse: starts before a beginning,
 # and starts at or past an end, which place nothing or something else than they say.
-ACCIDENTS = re.compile("starts at frame")
+ACCIDENTS = re.compile("starts at (latent )?frame")
 
 
 def outcome(strategy: str, rules: Rules) -> tuple[Cell | None, ...] | str:
@@ -159,10 +159,16 @@ def test_what_is_not_a_strategy_is_refused(strategy: str, sentence: str) -> None
             V1_2,
             r"group 2 \(0,1,0,0,1,0\) is for reference 1; the prompt has 1 reference, counted from 0",
         ),
-        ("0,0,5", (5,), V1_2, "starts at frame 5 of its reference, which has 5 frames; expected -5 to 4"),
-        ("0,0,0,15", (1,), V1_2, "starts at frame 15 of the clip, which has 15 frames; expected -15 to 14"),
-        ("0,0,0,-16", (1,), V1_2, "starts at frame -16 of the clip"),
-        ("0,0,0,16", (1,), V1_2_ALIGNED, "starts at frame 16 of the clip"),
+        (
+            "0,0,5",
+            (5,),
+            V1_2,
+            r"at latent frame 5 of its reference, which has 5 latent frames \(17 frames make 5\); expected -5 to 4",
+        ),
+        ("0,0,0,15", (1,), V1_2, r"latent frame 15 of the clip, which has 15 latent frames .* expected -15 to 14"),
+        ("0,0,0,-16", (1,), V1_2, "starts at latent frame -16 of the clip"),
+        ("0,0,0,16", (1,), V1_2_ALIGNED, "starts at latent frame 16 of the clip"),
+        ("0,0,0,15", (1,), V1_1, "starts at frame 15 of the clip, which has 15 frames; expected -15 to 14"),
         ("0,0,0,13,5", (15,), V1_1, "takes 5 frames of its reference for 2 frames of the clip; expected as many"),
     ],
 )
@@ -176,5 +182,5 @@ def test_a_group_that_points_past_its_ends_is_refused(
 def test_alignment_may_bring_a_start_back_inside() -> None:
     """As in the original: frame -1 of a reference is moved to 0."""
     assert applied(parse("0,0,-6,0,5"), 0, FRAMES, (5,), V1_2_ALIGNED)[0] == Cell(0, 0, 0.0)
-    with pytest.raises(BadRequest, match="starts at frame -6"):
+    with pytest.raises(BadRequest, match="starts at latent frame -6"):
         applied(parse("0,0,-6,0,5"), 0, FRAMES, (5,), V1_2)

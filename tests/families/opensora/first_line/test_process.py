@@ -288,7 +288,7 @@ def test_a_reference_of_ratio_1_stands_where_the_noise_was() -> None:
 
 @pytest.mark.parametrize("frames", [2, 16])
 def test_clips_too_short_for_a_shift_are_refused(frames: int) -> None:
-    with pytest.raises(BadRequest, match="expected 1 frame or at least 17"):
+    with pytest.raises(BadRequest, match="expected 1 frame, at least 17"):
         process.flow_v1_2(240, 426, frames)
-    with pytest.raises(BadRequest, match="expected 1 frame or at least 5"):
+    with pytest.raises(BadRequest, match="expected 1 frame, at least 5"):
         process.flow_v1_3(240, 426, 4)

@@ -72,21 +72,64 @@ def test_a_file_that_holds_no_prompts_is_refused(tmp_path: Path, content: bytes,
         read(path)
 
 
+# ------------------------------------------------------------------------------------------ tables
+
+
+def test_a_table_has_texts_and_what_else_is_json(tmp_path: Path) -> None:
+    """As load_prompts of 1.3 (2ca632a), whose csv_reference_column_name is reference_path here."""
+    path = tmp_path / "prompts.CSV"
+    path.write_bytes(
+        b'\xef\xbb\xbfreference_path,text\r\n,a red ball\r\na.png;b.mp4,"a car, driving\r\naway"\r\n\r\n'
+        b',"a car{""reference_path"": ""a.png"", ""mask_strategy"": ""0""}"\r\n'
+    )
+    assert read(path, "1.3") == (
+        Prompt("a red ball"),
+        Prompt("a car, driving\r\naway", ("a.png", "b.mp4")),
+        Prompt("a car", ("a.png",), (Group(),)),
+    )
+    path.write_text('text,mask_strategy,reference_path\na,"0;0,1,0,-1,1",a.png;b.png\n')
+    assert read(path, "1.2") == (Prompt("a", ("a.png", "b.png"), (Group(), Group(0, 1, 0, -1, 1))),)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "has the columns ''; expected text, and reference_path or mask_strategy"),
+        ("prompt,reference_path\na,b", "has the columns 'prompt, reference_path'; expected text"),
+        ("text,image\na,b.png", "has the column 'image'; expected text, reference_path, mask_strategy, each once"),
+        ("text,text\na,b", "has the column 'text'; expected text, .* each once"),
+        ("text,reference_path\na\n", "line 2 has 1 cell; expected 2, as the header"),
+        ("text\na,b\n", "line 2 has 2 cells; expected 1"),
+        ('text\n"a', "line 2 is no row of a CSV file: unexpected end of data"),
+        ("text\n" + "a" * 200_000, "is no row of a CSV file: field larger than"),
+        ("text,mask_strategy\na,0\nb,x", "line 3: mask_strategy group 1 .'x'. has 'x' for its loop"),
+        ("text,reference_path\na,b.png;", "line 2 has an empty path in its reference_path"),
+        ('text,mask_strategy\n"a{""reference_path"": ""b.png""}",0', "line 2 has JSON behind its text, and columns"),
+        ("text\n\n", "has no prompts"),
+    ],
+)
+def test_a_bad_table_is_refused_in_one_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(content)
+    with pytest.raises(BadRequest, match=sentence) as refused:
+        read(path, "1.3")
+    assert "\n" not in str(refused.value)
+
+
 # -------------------------------------------------------------------------------- prompts per loop
 
 
 def test_each_loop_has_the_last_part_that_begins_before_it() -> None:
     assert per_loop("|0|a|2| b |3|c", 5) == ("a", "a", "b", "c", "c")
-    assert per_loop("|0|a|2|b|3|c", 5, "1.1") == ("a", "a", "b", "c", "c")
     assert per_loop("a|2|b", 2) == ("a|2|b", "a|2|b")
     assert per_loop("|0|a", 2) == ("a", "a")
 
 
-def test_parts_past_the_last_loop_are_refused_in_1_1_alone() -> None:
-    assert per_loop("|0|a|5|b", 2) == ("a", "a")
-    assert per_loop("|0|a|2|b", 2, "1.1") == ("a", "a")
-    with pytest.raises(BadRequest, match="has a part for loop 3; expected loops 0 to 1"):
-        per_loop("|0|a|3|b", 2, "1.1")
+@pytest.mark.parametrize(("loops", "said"), [(1, "1 loop counted"), (2, "2 loops counted")])
+def test_parts_past_the_last_loop_are_refused(loops: int, said: str) -> None:
+    assert per_loop("|0|a|2|b", 3) == ("a", "a", "b")
+    with pytest.raises(BadRequest, match=f"has a part for loop 2, but {said} from 0 will be generated; give loop=3"):
+        per_loop("|0|a|2|b", loops)
 
 
 def test_parts_are_joined_as_they_were() -> None:

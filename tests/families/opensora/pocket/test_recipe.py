@@ -80,6 +80,31 @@ def test_a_split_step_has_the_losses_of_the_whole(small: Config, stage: str) -> 
         torch.testing.assert_close(torch.cat([losses(part) for part in batch.parts(3)]), losses(batch))
 
 
+def test_a_split_step_moves_the_statistics_as_the_whole_does(small: Config) -> None:
+    """To second order in the momentum, for parts whose clips are alike."""
+    (clip,) = batch_of(KINDS[:1]).video
+    batch = replace(batch_of(KINDS[:4]), video=clip.expand(4, -1, -1, -1, -1))
+    moved = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        network = OpenSora(replace(small, stage="codec")).train()
+        assert isinstance(network.vae, PocketCodec)
+        with torch.no_grad():
+            for part in batch.parts(parts):
+                recipe.codec_loss(network, part, torch.Generator().manual_seed(3))
+        moved.append(1 - network.vae.variance)
+    torch.testing.assert_close(moved[1], moved[0], rtol=0.02, atol=1e-4)
+    assert moved[0].abs().max() > 1e-3
+
+
+def test_the_codec_loss_stays_on_the_device_of_the_clips(small: Config) -> None:
+    network = OpenSora(replace(small, stage="codec")).to("meta").eval()
+    batch = batch_of(KINDS[:2], scenes=False)
+    loss = recipe.codec_loss(network, replace(batch, video=batch.video.to("meta")), torch.Generator())
+    assert loss.is_meta
+    assert loss.shape == (2,)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_given_in_training_is_what_sampling_gives(
     small: Config, model: OpenSora, codec: PocketCodec, kind: str
@@ -114,7 +139,7 @@ def test_the_codec_loss_of_a_perfect_codec_is_its_kl_term(small: Config, model: 
         def decoder(self, z: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
             return batch.video
 
-        def update_statistics(self, mean: torch.Tensor) -> None: ...
+        def update_statistics(self, mean: torch.Tensor, share: float) -> None: ...
 
     parts: Mapping[str, object] = {"vae": Perfect()}
     stand_in = torch.nn.Module()

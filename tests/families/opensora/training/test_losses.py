@@ -196,6 +196,23 @@ def test_every_loss_is_of_its_own_clip_however_the_step_is_split(network: Any, b
             assert torch.allclose(together, torch.cat(apart), rtol=1e-4), preset
 
 
+@pytest.mark.parametrize("preset", ["tiny", "tiny-dc-ae", "tiny-1.0", "tiny-1.1", "tiny-1.2", "tiny-1.3"])
+def test_losses_under_bf16_autocast_are_those_of_float32_and_have_its_precision(
+    preset: str, network: Any, batch: Any
+) -> None:
+    """Only networks compute in bfloat16: latents, noise and errors do not."""
+    config, model = network(preset)
+    clips = batch(config, 2)
+
+    def losses(*, enabled: bool) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return FAMILY.training.loss(model, config, clips, torch.Generator().manual_seed(1))
+
+    low = losses(enabled=True)
+    assert low.dtype == torch.float32
+    assert torch.allclose(low, losses(enabled=False), rtol=0.05)
+
+
 # ---------------------------------------------------------------------------------- drops, about
 
 
@@ -288,6 +305,19 @@ def test_noisy_given_frames_are_encoded_with_a_tenth_to_three_tenths_of_noise(
     assert torch.equal(
         first._shown(model, stored, x0, asked, torch.Generator()), x0
     )  # as the original's cached latents
+
+
+@pytest.mark.parametrize("frames", [2, 16])
+def test_clips_too_short_for_the_shift_of_1_2_are_refused_before_training(frames: int) -> None:
+    config = replace(FAMILY.presets["tiny-1.2"], frames=frames)
+    with pytest.raises(BadRequest, match=f"1.2 is trained on .* of at least 17 frames, not on {frames}"):
+        FAMILY.training.settings(config)
+    for allowed in (
+        replace(config, frames=1),
+        replace(config, frames=17),
+        replace(FAMILY.presets["v1.1"], frames=frames),
+    ):
+        assert FAMILY.training.settings(allowed).batch == 4
 
 
 def test_an_unknown_stage_is_named() -> None:

@@ -102,6 +102,17 @@ def test_given_frames_are_encoded_alone_whatever_the_other_clips_of_the_batch_gi
     assert torch.allclose(shown, expected, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_the_rest_of_a_partly_given_frame_is_not_seen(network: Any, batch: Any) -> None:
+    config, model = network("tiny")
+    asked = batch(config)
+    mask = asked.mask.clone()
+    mask[..., :16] = 1
+    other = torch.where(mask > 0, asked.video, asked.video.flip(1) + 1)
+    shown = [given.latents(model, config, replace(asked, video=each, mask=mask))[1] for each in (asked.video, other)]
+    assert bool(shown[0].any())
+    assert torch.equal(*shown)
+
+
 def test_an_image_is_given_nothing(network: Any, batch: Any) -> None:
     config, model = network("tiny")
     image = replace(batch(config), video=batch(config).video[:, :, :1], mask=torch.ones(3, 1, 1, 16, 24))
@@ -177,12 +188,21 @@ def test_losses_at_fixed_times_differ_and_are_repeatable(network: Any, batch: An
         ("a dog.", None, 0.16, "a dog. 6 motion score."),
         ("a dog.", None, None, "a dog."),
         ("  ", 24.0, 0.1, ""),
+        ("a dog. 24 FPS. 4 motion score.", 8.0, 0.1, "a dog. 24 FPS. 4 motion score."),
+        ("a dog. 6 motion score.", 24.0, 0.1, "a dog. 6 motion score. 24 FPS."),
     ],
 )
 def test_captions_of_2_0_end_with_rate_and_score(
     caption: str, fps: float | None, motion: float | None, expected: str
 ) -> None:
     assert captions.completed_v2(caption, fps, motion) == expected
+
+
+def test_images_have_neither_rate_nor_score() -> None:
+    """As in the original, whose images have none; a rendered image has the rate and the motion of its clip, 0."""
+    known = torch.tensor([8.0, math.nan])
+    assert captions.values(known, 2, 9) == [8.0, None]
+    assert captions.values(known, 2, 1) == captions.values(None, 2, 9) == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,18 @@ def test_a_bad_file_of_prompts_is_refused_before_a_clip_is_made(  # noqa: PLR091
     assert not list(tmp_path.glob("*.mp4"))
 
 
+def test_a_table_of_prompts_with_references_as_in_1_3(here: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("text,reference_path\na red ball,one.png\na blue star,two.png\n")
+    quick = ("--model", "opensora/tiny-1.3", *QUICK[2:], "--extra", "cond-type=i2v_tail")
+    assert main(["generate", "--prompts", str(prompts), *quick, "-o", str(tmp_path / "out.mp4")]) == 0
+    extra = [read_recipe(tmp_path / f"out-{i}.mp4")["stages"][0]["request"]["extra"] for i in (1, 2)]
+    assert [each["reference_path"] for each in extra] == [["one.png"], ["two.png"]]
+    assert [each["cond_type"] for each in extra] == ["i2v_tail"] * 2
+    prompts.write_text("text,image\na red ball,one.png\n")
+    assert main(["generate", "--prompts", str(prompts), *quick, "-o", str(tmp_path / "other.mp4")]) == 2
+
+
 def test_other_models_have_no_prompt_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a ball")

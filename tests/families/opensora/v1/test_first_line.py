@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from kinema import registry, tasks
 from kinema.api import Model, load
 from kinema.canvas import Canvas, Piece, Release
 from kinema.checkpoints import files
+from kinema.evaluation.sampling import Sampling
 from kinema.families.opensora.config import Config as SecondConfig
 from kinema.families.opensora.family import FIRST, SECOND, line_of
 from kinema.families.opensora.v1.config import PRESETS, Config
 from kinema.families.opensora.v1.text import completed
-from kinema.memory.plan import MemoryPlan
 from kinema.schema import BadRequest, MissingFiles, Request, Shape
-from kinema.settle import settle
 
 Models, Ask = Callable[[str], Model], Callable[..., Request]
 VERSIONS = ("1.0", "1.1", "1.2", "1.3")
@@ -265,15 +263,22 @@ def test_a_missing_t5_is_named_before_weights_are_read(
 
 @pytest.mark.parametrize("frames", [2, 16])
 def test_clips_too_short_for_the_shift_are_refused(models: Models, ask: Ask, frames: int) -> None:
-    with pytest.raises(BadRequest, match="expected 1 frame or at least 17"):
+    """The original's shift of them is 0, and its first time 0 / 0; with a shift of one's own they are generated."""
+    with pytest.raises(BadRequest, match="expected 1 frame, at least 17, or a flow_shift"):
         models("1.2").run(ask(frames=frames))
+    assert models("1.2").run(ask(frames=frames, extra={"flow_shift": 3})).shape.frames == frames
+    assert models("1.3").run(ask(frames=frames)).shape.frames == frames  # 17, which are cut
 
 
-def test_the_published_1_2_fits_into_the_memory_that_is_planned(ask: Ask) -> None:
-    """The plan rehearses the network on the meta device."""
-    from kinema.job import plan_job
-
-    system = load("opensora", preset="tiny-1.2").system
-    [work] = plan_job(replace(system), ask())
-    assert isinstance(work.stage.memory, MemoryPlan)
-    assert settle(system, ask()).frames == 34
+@pytest.mark.parametrize(("version", "given"), [("1.1", [0]), ("1.2", [0]), ("1.3", [0]), ("1.2", [])])
+def test_every_clip_of_a_batch_to_evaluate_has_its_own_prompt_and_given_frames(
+    models: Models, version: str, given: list[int]
+) -> None:
+    system, prompts = models(version).system, ["a red ball", "a blue star"]
+    sampling, first = Sampling.of(system, steps=2), canvas(system, given)
+    other = Canvas.of(-first.video, first.mask)
+    both = Canvas.of(torch.cat([first.video, other.video]), torch.cat([first.mask, other.mask]))
+    batch = sampling.clips(prompts, 5, both)
+    for i, one in enumerate((first, other)):
+        assert torch.allclose(batch[i : i + 1], sampling.clips(prompts[i : i + 1], 5 + i, one), atol=1e-4)
+    assert not torch.allclose(batch[0], batch[1], atol=0.1)

@@ -101,6 +101,19 @@ def test_an_edit_of_the_whole_clip_takes_the_steps_after_its_release(models: Mod
     assert [event.total for event in events if isinstance(event, Step)] == [30 - join] * (30 - join)
 
 
+def test_an_edit_has_the_strength_of_the_steps_after_its_edit_ratio_joins(
+    models: Models, ask: Ask, media: Path, calls: Any
+) -> None:
+    """Strength counts steps, and an edit ratio is a time: the same clip where they begin at the same step."""
+    model = models("1.2")
+    request = settle(model.system, ask(steps=30, extra=placed("0,0,0,0,10,0.4", media / "clip")))
+    join = process.flow_release(0.4, model.system.levels(request))
+    assert 0 < join < 30
+    by_ratio = model.run(request, output="latents").video
+    edit = ask(task="edit", video=str(media / "clip"), frames=34, steps=30, strength=(30 - join) / 30)
+    assert torch.allclose(model.run(edit, output="latents").video, by_ratio, atol=1e-5)
+
+
 def test_a_reference_of_ratio_1_stands_where_the_noise_was(models: Models, ask: Ask, media: Path, calls: Any) -> None:
     """The original adds no noise to it, and samples from it as if it were."""
     model = models("1.2")
@@ -202,11 +215,76 @@ def test_loops_may_begin_with_a_given_image(models: Models, ask: Ask, media: Pat
     assert torch.equal(clip.video[:, :, :1], read_image(media / "one.png"))
 
 
+# ------------------------------------------------------------------------- the references of 1.3
+
+
+def referred(kind: str, *files: Path, **more: object) -> dict[str, Any]:
+    return {"cond_type": kind, "reference_path": ";".join(map(str, files)), **more}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        ("i2v_head", ["one.png"], {0: ("one.png", 0)}),
+        ("i2v_tail", ["one.png"], {9: ("one.png", 0)}),
+        ("i2v_loop", ["one.png", "two.png"], {0: ("one.png", 0), 9: ("two.png", 0)}),
+        ("i2v_loop", ["clip"], {0: ("clip", 0), 9: ("clip", -1)}),
+        ("v2v_head", ["clip"], {i: ("clip", i) for i in range(5)}),
+    ],
+)
+def test_cond_type_gives_1_3_what_its_inference_gives(  # noqa: PLR0917
+    models: Models, ask: Ask, media: Path, calls: Any, kind: str, names: list[str], expected: dict[int, tuple[str, int]]
+) -> None:
+    """prep_ref_and_mask of 1.3 (2ca632a), read: the latents that are an input, and those that are left in the end."""
+    model = models("1.3")
+    with calls.of(model):
+        found = model.run(ask(extra=referred(kind, *(media / name for name in names))), output="latents").video
+    files = {}
+    for name in names:  # a reference has as many frames as the codec can encode
+        video = read_image(media / name) if name.endswith("png") else read_video(media / name).video[:, :, :33]
+        with torch.no_grad():
+            files[name] = model.system.encode(video)
+    for call in calls:
+        assert call["given"].frames_BT[0].nonzero().flatten().tolist() == sorted(expected)
+    given = max((call["given"].latents_BCTHW for call in calls), key=lambda x: float(x.abs().sum()))
+    for cell, (name, frame) in expected.items():
+        assert torch.equal(given[:, :, cell], files[name][:, :, frame])
+        assert torch.equal(found[:, :, cell], files[name][:, :, frame])
+
+
+def test_an_image_by_cond_type_is_the_one_of_animate(models: Models, ask: Ask, media: Path) -> None:
+    model, image = models("1.3"), media / "one.png"
+    by_reference = model.run(ask(extra=referred("i2v_head", image)), output="latents").video
+    by_task = model.run(ask(task="animate", image=str(image)), output="latents").video
+    assert torch.allclose(by_reference, by_task, atol=1e-5)
+
+
+def test_loops_of_1_3_begin_with_the_end_of_the_one_before_and_not_with_the_reference(
+    models: Models, ask: Ask, media: Path, calls: Any
+) -> None:
+    model, extra = models("1.3"), referred("i2v_loop", media / "one.png", media / "two.png", loop=2)
+    with calls.of(model):
+        model.run(ask(steps=1, extra=extra))
+    cells = [call["given"].frames_BT[0].nonzero().flatten().tolist() for call in calls]
+    # Frame 16 has a latent in both runs that share it, 4 and 5; the original gives the first alone.
+    assert cells == [[0]] * 3 + [[0, 1, 2, 3, 4, 5, 9]] * 3
+
+
+def test_cond_type_needs_references(models: Models, ask: Ask) -> None:
+    with pytest.raises(BadRequest, match="cond_type applies only with reference_path"):
+        settle(models("1.3").system, ask(extra={"cond_type": "i2v_head"}))
+
+
 # -------------------------------------------------------------------------------------- bad input
 
 BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    ("1.2", {"mask_strategy": "0,0,0,12,5"}, {}, "starts at frame 12 of the clip, which has 10 frames"),
-    ("1.2", {"mask_strategy": "0,0,-20,0,5"}, {}, "starts at frame -20 of its reference, which has 10 frames"),
+    ("1.2", {"mask_strategy": "0,0,0,12,5"}, {}, "starts at latent frame 12 of the clip, which has 10 latent frames"),
+    (
+        "1.2",
+        {"mask_strategy": "0,0,-20,0,5"},
+        {},
+        "latent frame -20 of its reference, which has 10 latent frames",
+    ),
     ("1.1", {"mask_strategy": "0,0,0,6,5"}, {}, "takes 5 frames of its reference for 2 frames of the clip"),
     ("1.2", {"mask_strategy": "0,0,0,0,5,2"}, {}, "has an edit ratio of 2; expected 0 to 1"),
     ("1.2", {"mask_strategy": "0,0,0,0,5,0,7"}, {}, "has 7 fields; expected at most 6"),
@@ -219,7 +297,12 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("1.2", {"reference_path": "gone.mp4", "mask_strategy": None}, {}, "mask_strategy is None"),
     ("1.2", {"loop": 0}, {}, "loop is 0; expected a whole number from 1 to 256"),
     ("1.2", {"loop": 3}, {"frames": 100}, "100 frames are not 3 loops that share 17 frames each; expected such as 68"),
-    ("1.2", {"loop": 2, "condition_frame_length": 4}, {}, "condition_frame_length is 4; expected a multiple of 5"),
+    (
+        "1.2",
+        {"loop": 2, "condition_frame_length": 4},
+        {},
+        "is 4 latent frames; expected a multiple of 5",
+    ),
     ("1.2", {"loop": 2, "condition_frame_length": 10}, {}, "loses 34 of them to the one before"),
     ("1.2", {"condition_frame_length": 5}, {}, "condition_frame_length applies only with a loop of 2 or more"),
     ("1.2", {"loop": 2, "condition_frame_edit": 2}, {}, "condition_frame_edit is 2; expected a number from 0 to 1"),
@@ -229,13 +312,27 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("1.2", {"keep_given": True}, {}, "Open-Sora 1.2 has no option keep_given; it belongs to 1.1"),
     ("1.0", {"mask_strategy": "0"}, {}, "Open-Sora 1.0 has no option mask_strategy"),
     ("1.2", {"loop": 2}, {"prompt": "|0|a|1|b", "prompt_spans": {"9": "c"}}, "leave prompt spans"),
-    ("1.1", {}, {"prompt": "|0|a|2|b"}, "has a part for loop 2; expected loops 0 to 0"),
+    ("1.1", {}, {"prompt": "|0|a|2|b"}, "has a part for loop 2, but 1 loop"),
+    ("1.2", {"loop": 2}, {"prompt": "|0|a|2|b"}, "has a part for loop 2, but 2 loops"),
+    ("1.2", {"loop": 2}, {"prompt": "|1|a|2|b"}, "does not begin with loop 0; expected such as |0|a|2|b"),
+    ("1.2", {"mask_strategy": "0", "reference_path": ""}, {}, "reference_path is '', which has an empty path"),
+    ("1.2", {"mask_strategy": "0", "reference_path": "a.png;"}, {}, "which has an empty path; expected files joined"),
+    ("1.2", {}, {"prompt": "[" * 10**6}, "a prompt has 1,000,000 characters; expected at most 5,000"),
+    ("1.0", {}, {"negative_prompt": "a" * 5001}, "a prompt has 5,001 characters; expected at most 5,000"),
     ("1.2", {}, {"prompt": "|0|a|x|b"}, "has 'x' for a loop's number"),
     ("1.2", {"aesthetic_score": True}, {}, "aesthetic_score is True; expected a number from 0 to 100"),
     ("1.2", {"aesthetic_score": "good"}, {}, "aesthetic_score is 'good'; expected a number from 0 to 100"),
     ("1.2", {"camera_motion": 3}, {}, "camera_motion is 3; expected text"),
     ("1.2", {"norm_twice": 1}, {}, "norm_twice is 1; expected true or false"),
     ("1.3", {"image_guidance": 3}, {}, "image_guidance applies only to frames that the network is given"),
+    ("1.2", {"cond_type": "i2v_head"}, {}, "Open-Sora 1.2 has no option cond_type; it belongs to 1.3"),
+    (
+        "1.3",
+        {"cond_type": "i2v", "mask_strategy": None},
+        {},
+        "cond_type is 'i2v'; expected i2v_head, i2v_tail",
+    ),
+    ("1.3", {"cond_type": "i2v_head", "mask_strategy": "0"}, {}, "cond_type both place references: give one"),
     ("1.2", {"no_such": 1}, {}, "there is no option of opensora 'no_such'"),
 ]
 
@@ -244,7 +341,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 def test_bad_options_are_refused_in_one_sentence(  # noqa: PLR0917
     models: Models, ask: Ask, media: Path, version: str, extra: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:
-    if extra.get("mask_strategy") is not None and version != "1.0":
+    if (extra.get("mask_strategy") is not None or "cond_type" in extra) and version != "1.0":
         extra = {"reference_path": str(media / "clip"), **extra}
     with pytest.raises(BadRequest) as refused:
         settle(models(version).system, ask(extra=extra, **more))

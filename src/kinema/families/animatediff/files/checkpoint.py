@@ -35,6 +35,7 @@ class Opened:
 
     contents: MotionFile | SparseFile | ControlFile | AdapterFile
     tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 class Layouts:
@@ -75,12 +76,15 @@ def _open(source: Source) -> Opened | None:
     if adapter := ip_adapter_file.recognise(source.header):
         base = ip_adapter_file.base_of(adapter)
         return Opened(adapter, ip_adapter_file.convert(adapter, base, 0, source.tensors()))
-    motion = motion_file.recognise(source.header, source.name)
+    header, left = motion_file.part_of(source.header)
+    motion = motion_file.recognise(header, source.name)
     if motion is None:
         return None
-    tensors = source.tensors()
+    every = source.tensors()
+    tensors = {name: every[name] for name in header}
     conv_in = {name: tensors[name] for name in motion_file.CONV_IN if name in tensors}
-    return Opened(motion, motion_file.convert(motion, tensors) | conv_in)
+    notes = motion_file.left_note(source.name, header, left)
+    return Opened(motion, motion_file.convert(motion, tensors) | conv_in, notes)
 
 
 def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Conversion:
@@ -89,9 +93,9 @@ def _plan(opened: Opened, layout: MotionLayout, dtype: torch.dtype | None) -> Co
         raise BadRequest("hotshot is a layout for motion modules; expected official or diffusers")
     tensors = {name: cast(tensor, dtype) for name, tensor in _exported(opened, layout).items()}
     header = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    notes: tuple[str, ...] = ()
+    notes = opened.notes
     if isinstance(contents, MotionFile | SparseFile) and contents.positions is None:
-        notes = (f"the file has no positions; sinusoids for {DEFAULT_POSITIONS} frames were written",)
+        notes += (f"the file has no positions; sinusoids for {DEFAULT_POSITIONS} frames were written",)
     if isinstance(contents, AdapterFile) or layout != "diffusers":
         return Conversion((TargetFile("", header, tensors.__getitem__, {"format": "pt"}),), {}, notes)
     tail = ".fp16" if dtype is torch.float16 else ""

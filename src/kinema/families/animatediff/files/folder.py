@@ -6,7 +6,7 @@ from typing import Any
 
 from kinema.checkpoints.source import INDEX
 from kinema.conditioning.clip_text import ClipTextSize
-from kinema.families.animatediff.config import IMAGE_BETAS, Config
+from kinema.families.animatediff.config import Config
 
 PARTS = {
     "unet": "diffusion_pytorch_model",
@@ -118,16 +118,22 @@ def _text(size: ClipTextSize) -> dict[str, Any]:
 
 def _scheduler(c: Config) -> dict[str, Any]:
     """Scheduler config of the published folders."""
-    kind, start, end = IMAGE_BETAS
+    kind, start, end = c.image_betas
     config: dict[str, Any] = {
         "beta_end": end,
         "beta_schedule": kind,
         "beta_start": start,
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
+        "num_train_timesteps": c.timesteps,
+        "prediction_type": {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[c.predicts],
+        "steps_offset": c.steps_offset,
+        "timestep_spacing": "trailing" if c.zero_snr else "leading",
     }
+    if c.image_trained_betas:
+        config["trained_betas"] = list(c.image_trained_betas)
+    if c.zero_snr:
+        config["rescale_betas_zero_snr"] = True
     if c.size_embedding:
         return config | {"_class_name": "EulerDiscreteScheduler"}
+    if c.zero_snr or c.predicts != "eps":  # PNDM cannot start at pure noise
+        return config | {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}
     return config | {"_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_steps": True}

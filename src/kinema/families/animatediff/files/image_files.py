@@ -7,7 +7,7 @@ with the file's header, so that converting back restores the file.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from kinema.checkpoints.table import Table, shapes_of
 from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.files import folder, layout, opening
 from kinema.families.animatediff.files.layout import ImageFile
+from kinema.families.animatediff.files.scheduler import marked
 from kinema.schema import BadRequest
 from kinema.system import parse_metadata
 
@@ -63,6 +64,7 @@ def open_single(path: Path, variant: str | None) -> OpenedImage | None:
     image = layout.recognise(source.header)
     if image is None:
         return None
+    image = replace(image, config=marked(image.config, Source(path, variant))[0])
     table = image.table
     names = {usual_name(n): n for n in source.header if not is_unused(n)}
     table.check_foreign({usual_name: source.header[name][0] for usual_name, name in names.items()}, path.name)
@@ -158,7 +160,15 @@ def plan_single(opened: OpenedImage, dtype: torch.dtype | None) -> Conversion:
         return cast(opened.read(name) if kept else opened.table.make_foreign(usual_name(name), opened.read), dtype)
 
     text = opened.text if dtype is None else b""
-    return Conversion((TargetFile("", cast(header, dtype), make, {"format": "pt"}, text or None),), {})
+    metadata = {"format": "pt", **_marks(opened)}
+    return Conversion((TargetFile("", cast(header, dtype), make, metadata, text or None),), {})
+
+
+def _marks(opened: OpenedImage) -> dict[str, str]:
+    """Metadata that says what the network predicts, unless tensors of the file do (`kinema.checkpoints.declared`)."""
+    config = opened.image.config
+    marks = {} if config.predicts == "eps" else {"modelspec.prediction_type": config.predicts}
+    return marks | ({"ss_zero_terminal_snr": "True"} if config.zero_snr else {})
 
 
 def _single_header(opened: OpenedImage, original: Header) -> Header:

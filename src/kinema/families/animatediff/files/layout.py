@@ -56,7 +56,7 @@ def recognise(header: Header) -> ImageFile | None:
     vae = any(name.startswith(f"{VAE}decoder.") for name in header)
     if vae:
         sizes |= vae_sizes({name.removeprefix(VAE): entry for name, entry in header.items() if name.startswith(VAE)})
-    text = _text_sizes(header, xl)
+    text = text_encoders(header, xl)
     if text:
         sizes["text"] = text
     return ImageFile(replace(base, **sizes), vae, bool(text))
@@ -68,7 +68,8 @@ def text_size(header: Header, prefix: str, base: ClipTextSize) -> ClipTextSize |
     return replace(base, **sizes) if sizes else None
 
 
-def _text_sizes(header: Header, xl: bool) -> tuple[ClipTextSize, ...]:
+def text_encoders(header: Header, xl: bool) -> tuple[ClipTextSize, ...]:
+    """Sizes of the text encoders of a single file; empty if it lacks one."""
     if not xl:
         only = text_size(header, TEXT, IMAGE.text[0])
         return (only,) if only else ()

@@ -29,7 +29,7 @@ def _image(config: Config) -> dict[str, str]:
     return {
         row.foreign.removesuffix(".weight"): f"unet.{row.native[0].removesuffix('.weight')}"
         for row in unet_rows(config)
-        if row.foreign.endswith(".weight") and len(row.shape) > 1
+        if row.foreign.endswith(".weight")
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from kinema.bounds import first_names
 from kinema.checkpoints import lora_convert
 from kinema.checkpoints.lora_convert import LoraLayout, OpenedLora, is_kohya, is_peft, written_as
-from kinema.checkpoints.lora_formats import Lora, is_lora, match_keys
+from kinema.checkpoints.lora_formats import Lora, is_lora, layers_of, match_keys
 from kinema.checkpoints.signatures import lora_kind
 from kinema.checkpoints.source import Source
 from kinema.families.animatediff.config import PRESETS
@@ -41,7 +41,7 @@ class Names:
     def modules(self) -> list[str]:
         with on_meta():
             model = AnimateDiff(PRESETS[self.preset])
-        return [n.removesuffix(".weight") for n, p in model.named_parameters() if n.endswith(".weight") and p.ndim > 1]
+        return layers_of({name: p.shape for name, p in model.named_parameters()})
 
     @cached_property
     def aliases(self) -> Mapping[str, str]:

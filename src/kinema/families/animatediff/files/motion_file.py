@@ -20,10 +20,11 @@ from kinema.bounds import first_names
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.keymap import KeyMap
 from kinema.checkpoints.lora_formats import is_lora
-from kinema.families.animatediff.config import PRESETS, Config, Motion
+from kinema.families.animatediff.config import CLIP_NOISE, PRESETS, Config, Motion
 from kinema.families.animatediff.kinds import kind_of
 from kinema.families.animatediff.motion.module import sinusoids
 from kinema.schema import BadRequest
+from kinema.values import counted
 
 MotionLayout = Literal["official", "diffusers", "hotshot"]
 
@@ -76,6 +77,7 @@ POSITIONS: dict[MotionLayout, str] = {
 }
 _DISTILLED = re.compile(r"(?<!\d)([1248])[\s_-]?steps?(?![a-z])")
 """Step count in the file name of AnimateDiff-Lightning."""
+_IN_MODULE = re.compile(r"\.(motion_modules|temporal_attentions)\.")
 _IS_POSITION = re.compile(r"\.(pos_encoder\.(pe|positional_encoding)|pos_embed\.pe)$")
 
 
@@ -107,8 +109,10 @@ class MotionFile:
         if self.conv_in and self.conv_in[:2] != (config.channels[0], 2 * LATENT_CHANNELS + 1):
             raise BadRequest(f"PIA's conv_in.weight has shape {self.conv_in}; expected {config.channels[0]}×9×3×3")
         preset = kind_of(config).motion_preset(self.motion)
-        sampled = ("frames", "steps", "sampler", "spacing", "guidance", "betas")
+        sampled = ("frames", "steps", "sampler", "spacing", "guidance", *CLIP_NOISE)
         settings: dict[str, Any] = {name: getattr(preset, name) for name in sampled}
+        if config.zero_snr:  # only trailing spacing begins at pure noise
+            settings["spacing"] = "trailing"
         if self.steps:
             settings["steps"] = self.steps
         if self.motion == "hotshot":
@@ -171,6 +175,28 @@ def recognise(header: Header, name: str = "") -> MotionFile | None:
     file = replace(file, motion=_motion(file, name.lower()))
     distilled = _DISTILLED.search(name.lower()) if file.motion == "lightning" else None
     return replace(file, steps=int(distilled[1])) if distilled else file
+
+
+def part_of(header: Header) -> tuple[Header, list[str]]:
+    """Return a file's motion modules and the names of what else a whole U-Net has, such as a training checkpoint's.
+
+    The U-Net's first layer belongs to the motion modules if it is PIA's, which also takes a mask and a frame.
+    """
+    taken = {name: entry for name, entry in header.items() if _IN_MODULE.search(name)}
+    if not taken or not any(".resnets." in name for name in header):
+        return header, []
+    first = header.get(CONV_IN[0])
+    if first is not None and len(first[0]) == 4 and first[0][1] == 2 * LATENT_CHANNELS + 1:
+        taken |= {name: header[name] for name in CONV_IN if name in header}
+    return taken, [name for name in header if name not in taken]
+
+
+def left_note(name: str, taken: Header, left: list[str]) -> tuple[str, ...]:
+    """A note on the tensors of a whole U-Net that were not taken."""
+    if not left:
+        return ()
+    modules, others = counted(len(taken), "tensor"), counted(len(left), "tensor")
+    return (f"{name} is a whole U-Net: its motion modules ({modules}) are used, not {others} ({first_names(left)})",)
 
 
 def _layout(header: Header) -> MotionLayout | None:

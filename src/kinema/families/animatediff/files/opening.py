@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kinema.bounds import MAX_QUOTED, printable, quoted
+from kinema.bounds import quoted
 from kinema.checkpoints.files import Header
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.stable_diffusion import UNET, VAE, is_unused, usual_name, without_unused
@@ -17,6 +17,7 @@ from kinema.checkpoints.table import count
 from kinema.conditioning.clip_text import BIG_G, ClipTextSize
 from kinema.families.animatediff.config import IMAGE, PRESETS, SDXL_IMAGE, Config
 from kinema.families.animatediff.files import layout, motion_file
+from kinema.families.animatediff.files.scheduler import marked, scheduled
 from kinema.schema import BadRequest
 from kinema.system import FoundCheckpoint
 
@@ -40,7 +41,8 @@ def open_source(source: Source) -> FoundCheckpoint | None:
         return None
     image.table.check_foreign({name: shape for name, (shape, _) in without_unused(source.header).items()}, source.name)
     config = replace(image.config, absent=(*(() if image.vae else ("vae",)), *(() if image.text else ("text",))))
-    return FoundCheckpoint(_as_preset(config, source))
+    config, notes = marked(config, source)
+    return FoundCheckpoint(_as_preset(config, source), notes=notes)
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,7 +107,8 @@ def _open_folder(source: Source) -> FoundCheckpoint:
         config, notes = module.into(config), (*module.notes(source.name), *notes)
         heads = source.config("unet").get("motion_num_attention_heads", config.motion_heads)
         config = replace(config, motion_heads=_per_level(heads, 1)[0])
-    return FoundCheckpoint(_as_preset(_scheduled(config, source), source), tuple(parts), notes)
+    config, scheduler_notes = scheduled(config, source)
+    return FoundCheckpoint(_as_preset(config, source), tuple(parts), (*notes, *scheduler_notes))
 
 
 def _unused_parts(source: Source) -> tuple[str, ...]:
@@ -194,21 +197,3 @@ def _per_level(value: Any, levels: int) -> tuple[int, ...]:
     if not all(type(v) is int and v > 0 for v in values):
         raise BadRequest(f"unet/config.json has attention heads {quoted(value)}; expected positive whole numbers")
     return tuple(values)
-
-
-def _scheduled(config: Config, source: Source) -> Config:
-    """Betas and timestep spacing of the folder's scheduler, if it has one."""
-    scheduler = source.config("scheduler", "scheduler_config.json")
-    if (predicts := scheduler.get("prediction_type", "epsilon")) != "epsilon":
-        raise BadRequest(f"{source.path} has prediction_type {printable(str(predicts), MAX_QUOTED)}; expected epsilon")
-    kind = scheduler.get("beta_schedule", config.betas[0])
-    if kind not in ("linear", "scaled_linear"):
-        raise BadRequest(f"{source.path} has beta_schedule {quoted(kind)}; expected linear or scaled_linear")
-    betas = (
-        kind,
-        float(scheduler.get("beta_start", config.betas[1])),
-        float(scheduler.get("beta_end", config.betas[2])),
-    )
-    spacing = scheduler.get("timestep_spacing", config.spacing)
-    known = spacing in ("leading", "trailing", "linspace")
-    return replace(config, betas=betas, spacing=spacing if known else config.spacing)

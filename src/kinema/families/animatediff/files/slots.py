@@ -14,9 +14,9 @@ from kinema.checkpoints.lora_formats import is_lora
 from kinema.checkpoints.signatures import describe
 from kinema.checkpoints.source import Source
 from kinema.checkpoints.table import Table, count
-from kinema.families.animatediff.config import Config
+from kinema.families.animatediff.config import IMAGE, Config
 from kinema.families.animatediff.control import sparse
-from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, motion_file
+from kinema.families.animatediff.files import controlnet_file, ip_adapter_file, layout, motion_file
 from kinema.families.animatediff.unet import UNet
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
@@ -26,7 +26,9 @@ from kinema.system import FoundCheckpoint
 class Slots:
     """AnimateDiff's add-on slots, as used by `kinema.system.open_system`."""
 
-    names: tuple[str, ...] = ("motion", "vae", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style")
+    names: tuple[str, ...] = (
+        "motion", "vae", "text", "sparsectrl", "controlnet", "ip-adapter", "image-encoder", "style",
+    )  # fmt: skip
 
     def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
         """Add a file to the config; raises `BadRequest` naming what the file is if it does not fit the slot.
@@ -41,6 +43,7 @@ class Slots:
         opens = {
             "motion": _open_motion,
             "vae": _open_vae,
+            "text": _open_text,
             "sparsectrl": _open_sparse,
             "image-encoder": _open_vision,
             "style": _open_style,
@@ -52,6 +55,8 @@ class Slots:
         kind, name = _split_slot(slot)
         if kind in SEVERAL:
             return {"controlnet": _control, "ip-adapter": _adapter}[kind](config, name, tensors)
+        if kind == "text":
+            return _text(config, tensors)
         convert = {"motion": _motion, "vae": _vae, "sparsectrl": _sparse, "image-encoder": _vision, "style": _style}
         return convert[kind](tensors)
 
@@ -98,17 +103,26 @@ def _header(tensors: Mapping[str, Tensor]) -> Header:
 
 
 def _open_motion(config: Config, source: Source) -> FoundCheckpoint:
-    module = motion_file.recognise(source.header, source.name)
+    header, left = _motion_part(source.header)
+    module = motion_file.recognise(header, source.name)
     if module is None:
         raise _wrong_file(source, "a motion module")
     if config.motion != "none":
         raise BadRequest(f"the model already has motion module {config.motion}; add motion to an image model")
-    return FoundCheckpoint(module.into(config), notes=module.notes(source.name))
+    notes = (*module.notes(source.name), *motion_file.left_note(source.name, header, left))
+    return FoundCheckpoint(module.into(config), notes=notes)
+
+
+def _motion_part(header: Header) -> tuple[Header, list[str]]:
+    """The motion modules in a file; SparseCtrl, which has some of its own, stays whole."""
+    return (header, []) if sparse.recognise(header) else motion_file.part_of(header)
 
 
 def _motion(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    module = motion_file.recognise(_header(tensors))
+    header, _ = _motion_part(_header(tensors))
+    module = motion_file.recognise(header)
     assert module is not None  # recognised when the model was opened
+    tensors = {name: tensors[name] for name in header}
     converted = motion_file.convert(module, tensors) | motion_file.first_layer(tensors)
     return {f"unet.{name}": tensor for name, tensor in converted.items()}
 
@@ -221,6 +235,35 @@ def _vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     rows = ldm.autoencoder(sizes["vae_channels"], sizes["vae_layers"], sizes["latent_channels"])
     converted = Table(rows).forward(named, "this VAE")
     return {f"vae.{name}": tensor for name, tensor in converted.items()}
+
+
+# --------------------------------------------------------------------------------- text encoders
+
+
+def _open_text(config: Config, source: Source) -> FoundCheckpoint:
+    """The text encoders of a single file, or CLIP-L alone, for a file that has only a U-Net."""
+    xl = bool(config.size_embedding)
+    header = stable_diffusion.without_unused(source.header)
+    found = layout.text_encoders(header, xl)
+    if not found and not xl and (alone := layout.text_size(header, "", IMAGE.text[0])):
+        found = (alone,)
+    if not found:
+        raise _wrong_file(source, f"the text encoder{'s' * xl} of this model")
+    if (width := sum(size.width for size in found)) != config.context:
+        raise BadRequest(f"{source.path} encodes prompts in {width} numbers; the U-Net takes {config.context}")
+    return FoundCheckpoint(replace(config, text=found, absent=tuple(part for part in config.absent if part != "text")))
+
+
+def _text(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {
+        stable_diffusion.usual_name(name): tensor
+        for name, tensor in tensors.items()
+        if not stable_diffusion.is_unused(name)
+    }
+    if "text_model.embeddings.token_embedding.weight" in named:
+        return {f"text_encoder.{name}": tensor for name, tensor in named.items()}
+    kept = {name: tensor for name, tensor in named.items() if name.startswith(("cond_stage_model.", "conditioner."))}
+    return Table(stable_diffusion.text_rows(config)).forward(kept, "this text encoder")
 
 
 def _is_ldm(header: Header) -> bool:

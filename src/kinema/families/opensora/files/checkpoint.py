@@ -175,14 +175,10 @@ def _open_folder(source: Source) -> Opened:
 
 
 def _open_own(source: Source) -> Opened | None:
-    """A file that `kinema train` wrote."""
+    """A file that `kinema train` wrote; None for one of another model."""
     family, config = parse_metadata(source.metadata["kinema"], str(source.path))
-    if family.name != "opensora":
+    if family.name != "opensora" or not isinstance(config, Config):
         return None
-    if not isinstance(config, Config):
-        raise BadRequest(
-            f"{source.path.name} is a model of Open-Sora 1.x, which has one layout; there is none to write"
-        )
     if config.words:
         raise BadRequest(f"{source.path.name} has its own text embeddings, which other layouts cannot contain")
     stream = Stream(source.path, source.variant)

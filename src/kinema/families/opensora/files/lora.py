@@ -26,8 +26,10 @@ from kinema.checkpoints.lora_formats import (
     check_shapes,
     diffusers,
     is_lora,
+    layers_of,
     moved,
-    read_lora,
+    plain,
+    read_plain,
     settings_of_part,
 )
 from kinema.checkpoints.peft import PEFT_CONFIG, PEFT_PREFIX, PEFT_STEM
@@ -76,14 +78,13 @@ def open_lora(source: Source) -> OpenedLora | None:
         config = PRESETS[preset]
         native = _file(config, "separate", "half").native
         shapes = {f"{PART}{name}": torch.Size(shape) for name, shape in native.items()}
-        modules = [_layer(name) for name, shape in shapes.items() if name.endswith(".weight") and len(shape) > 1]
         try:
-            lora = read_lora(source.path, modules, aliases(config))
+            lora = read_plain(source.path, layers_of(shapes), aliases(config))
             check_shapes(lora, shapes, f"{source.path.name} is {KIND} of another size: it")
         except BadRequest as error:
             faults.append(error)
         else:
-            return lora_convert.opened(source, lora, _layouts(config, modules))
+            return lora_convert.opened(source, lora, _layouts(config, layers_of(shapes)))
     raise faults[0]
 
 
@@ -114,7 +115,7 @@ def _layouts(config: Config, modules: Iterable[str], here: Rope = "half") -> tup
             _names(own),
             _peft,
             is_peft,
-            moved=lambda lora: moved(lora, own, "the LoRA"),
+            moved=lambda lora: plain(moved(lora, own, "the LoRA"), "the LoRA"),
             folder=f"{PEFT_STEM}.safetensors",
             texts=lambda lora: {PEFT_CONFIG: _peft_config(lora)},
         ),
@@ -124,14 +125,14 @@ def _layouts(config: Config, modules: Iterable[str], here: Rope = "half") -> tup
             written_as("diffusers"),
             is_peft,
             bare,
-            moved=lambda lora: moved(lora, split, "the LoRA"),
+            moved=lambda lora: plain(moved(lora, split, "the LoRA"), "the LoRA"),
         ),
         LoraLayout(
             "kohya",
             _names(fused),
             written_as("kohya"),
             is_kohya,
-            moved=lambda lora: moved(lora, fused, "the LoRA"),
+            moved=lambda lora: plain(moved(lora, fused, "the LoRA"), "the LoRA"),
         ),
     )
 

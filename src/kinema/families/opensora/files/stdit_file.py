@@ -24,7 +24,6 @@ from kinema.families.opensora.stdit.config import PATCH, V1_0, V1_1, V1_2, V1_3,
 from kinema.families.opensora.stdit.network import build
 from kinema.nn.meta import on_meta
 
-PREFIX = "module."
 PUBLISHED: dict[Version, STDiTConfig] = {"1.0": V1_0, "1.1": V1_1, "1.2": V1_2, "1.3": V1_3}
 POSITIONS = ("pos_embed", "pos_embed_temporal")
 """1.0's tables, [1, tokens of a frame, D] and [1, frames, D]."""
@@ -48,7 +47,6 @@ class StditFile:
     """A transformer's version and sizes, and how its file names its tensors."""
 
     config: STDiTConfig
-    prefix: str = ""
     positions: Mapping[str, Shape] | None = None
     """Shapes of the tables of positions, if it has them."""
 
@@ -69,9 +67,9 @@ class StditFile:
         with on_meta():
             native = build(self.config).state_dict()
         for name, tensor in native.items():
-            yield Row(self.prefix + name, tuple(tensor.shape), (name,))
+            yield Row(name, tuple(tensor.shape), (name,))
         for name, shape in (self.positions or {}).items():
-            yield Row(self.prefix + name, (1, shape[1] if len(shape) == 3 else 1, self.config.width), group=name)
+            yield Row(name, (1, shape[1] if len(shape) == 3 else 1, self.config.width), group=name)
 
 
 def recognise(header: Header, given: Mapping[str, Any] | None = None) -> StditFile | None:
@@ -80,14 +78,12 @@ def recognise(header: Header, given: Mapping[str, Any] | None = None) -> StditFi
     ``space_scale`` and ``time_scale`` of 1.0 are in no file: they are those of 256 px and 16 frames. Raises `FileFault`
     for a tensor that must be there to tell a size, and for a setting that is not what the tensors are or cannot be run.
     """
-    prefix = PREFIX if header and all(name.startswith(PREFIX) for name in header) else ""
-    named = {name.removeprefix(prefix): entry for name, entry in header.items()}
-    version = version_of(named)
+    version = version_of(header)
     if version is None:
         return None
-    config = _told(_sized(named, version, given or {}), given or {})
-    positions = {name: named[name][0] for name in POSITIONS if name in named} if version == "1.0" else {}
-    return StditFile(config, prefix, positions)
+    config = _told(_sized(header, version, given or {}), given or {})
+    positions = {name: header[name][0] for name in POSITIONS if name in header} if version == "1.0" else {}
+    return StditFile(config, positions)
 
 
 def version_of(header: Header) -> Version | None:

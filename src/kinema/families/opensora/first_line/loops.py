@@ -39,8 +39,8 @@ class Loops:
             raise BadRequest(f"condition_frame_length is {self.length}; expected at least 1")
         if self.version == "1.2" and self.length % CHUNK[0]:
             raise BadRequest(
-                f"condition_frame_length is {self.length}; expected a multiple of {CHUNK[0]}, the latent frames that "
-                "are encoded together"
+                f"condition_frame_length is {self.length} latent frames; expected a multiple of {CHUNK[0]}, which are "
+                f"encoded together, from {CHUNK[1]} frames"
             )
         if not 0 <= self.edit <= 1:
             raise BadRequest(f"condition_frame_edit is {self.edit:g}; expected 0 to 1")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kinema.schema import BadRequest, plain_number
 from kinema.values import counted, quoted
@@ -49,14 +49,20 @@ class Rules:
     """What differs between the versions.
 
     align: starts are moved to the nearest multiple of it (1.2's shipped sample.py: 5, the latent frames that are
-    encoded together). clamped: a group ends with the clip or the reference, whichever ends first.
+    encoded together). clamped: a group ends with the clip or the reference, whichever ends first. unit: what messages
+    count; 17 pixel frames make 5 latent ones in 1.2, and the first 17 in 1.3.
     """
 
     align: int | None = None
     clamped: bool = True
+    unit: Literal["frame", "latent frame"] = "latent frame"
+
+    def counted(self, total: int) -> str:
+        """How long something is, for messages."""
+        return counted(total, self.unit) + (" (17 frames make 5)" if self.unit == "latent frame" else "")
 
 
-V1_1 = Rules(clamped=False)
+V1_1 = Rules(clamped=False, unit="frame")
 V1_2 = Rules()
 V1_2_ALIGNED = Rules(align=5)
 
@@ -133,8 +139,9 @@ def _placed(
         raise BadRequest(f"{where} is for reference {group.reference}; the prompt has {have}")
     reference = group.reference % len(references)
     total = references[reference]
-    source = _start(group.source, total, rules.align, f"{where} starts at frame {group.source} of its reference")
-    target = _start(group.target, frames, rules.align, f"{where} starts at frame {group.target} of the clip")
+    begins = f"{where} starts at {rules.unit}"
+    source = _start(group.source, total, rules, f"{begins} {group.source} of its reference")
+    target = _start(group.target, frames, rules, f"{begins} {group.target} of the clip")
     if rules.clamped:
         length = min(group.length, frames - target, total - source)
         return range(target, target + length), reference, range(source, source + length)
@@ -144,19 +151,19 @@ def _placed(
         return targets, reference, [source] * len(targets)
     if len(sources) != len(targets):
         raise BadRequest(
-            f"{where} takes {counted(len(sources), 'frame')} of its reference for {counted(len(targets), 'frame')} of "
+            f"{where} takes {rules.counted(len(sources))} of its reference for {rules.counted(len(targets))} of "
             "the clip; expected as many, since this model does not cut them to fit"
         )
     return targets, reference, sources
 
 
-def _start(start: int, total: int, align: int | None, where: str) -> int:
+def _start(start: int, total: int, rules: Rules, where: str) -> int:
     """The start from 0, aligned. ``where`` begins the sentence that refuses it."""
     found = start + total if start < 0 else start
-    if align is not None:
-        found = nearest(found, align, total)
+    if rules.align is not None:
+        found = nearest(found, rules.align, total)
     if not 0 <= found < total:
-        raise BadRequest(f"{where}, which has {counted(total, 'frame')}; expected {-total} to {total - 1}")
+        raise BadRequest(f"{where}, which has {rules.counted(total)}; expected {-total} to {total - 1}")
     return found
 
 

@@ -74,7 +74,9 @@ def flow_v1_3(height: int, width: int, frames: int, scale: float = 1.0, *, by_fr
 
 def _shift(height: int, width: int, frames: int, fewest: str) -> float:
     if frames < 1:
-        raise BadRequest(f"the clip is too short for this model's noise levels; expected 1 frame or at least {fewest}")
+        raise BadRequest(
+            f"the clip is too short for this model's noise levels; expected 1 frame, at least {fewest}, or a flow_shift"
+        )
     return math.sqrt(height * width / BASE_AREA) * math.sqrt(frames)
 
 

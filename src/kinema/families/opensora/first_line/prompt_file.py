@@ -3,15 +3,19 @@
     a car drives on {"reference_path": "car.mp4;road.png", "mask_strategy": "0,0,-5,0,5"}
     |0|a river in spring|2|the river in autumn
 
-A prompt that begins with ``|0|`` is several, each from a loop on. Original: extract_json_from_prompts and
-extract_prompts_loop (1.2: opensora/utils/inference_utils.py; 1.1: scripts/inference-long.py, process_prompts).
+A prompt that begins with ``|0|`` is several, each from a loop on. A ``.csv`` file has a prompt a row: the column
+``text``, and what stands in JSON elsewhere in columns of the same names. Original: extract_json_from_prompts and
+extract_prompts_loop (1.2: opensora/utils/inference_utils.py; 1.1: scripts/inference-long.py, process_prompts),
+load_prompts (1.3), which takes the name of the column of references as an option, and ignores others.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,12 @@ from kinema import bounds
 from kinema.families.opensora.first_line import masks
 from kinema.families.opensora.first_line.masks import Group
 from kinema.schema import BadRequest
-from kinema.values import quoted
+from kinema.values import counted, quoted
 
 MOST_BYTES = 4 << 20
 MOST_PROMPTS = 100_000
 KEYS = "reference_path", "mask_strategy"
+COLUMNS = ("text", *KEYS)
 OBJECT = "expected an object with reference_path and mask_strategy"
 BEGINS = {"1.1": re.compile(r"[{\[]"), "1.2": re.compile(r"{")}
 """Where a line's JSON begins; 1.3 reads lines as 1.2 does."""
@@ -47,8 +52,11 @@ def read(path: Path, version: str = "1.2") -> tuple[Prompt, ...]:
     """
     name = bounds.printable(path.name, 80)
     content = bounds.decoded(bounds.read_bytes(path, MOST_BYTES, "a file of prompts"), name)
-    lines = [line.strip() for line in io.StringIO(content, newline=None)]
-    found = tuple(parsed(line, version, f"{name} line {number}") for number, line in enumerate(lines, 1) if line)
+    if path.suffix.lower() == ".csv":
+        found = tuple(_rows(content, version, name))
+    else:
+        lines = [line.strip() for line in io.StringIO(content, newline=None)]
+        found = tuple(parsed(line, version, f"{name} line {number}") for number, line in enumerate(lines, 1) if line)
     if not found:
         raise BadRequest(f"{name} has no prompts; expected one a line")
     if len(found) > MOST_PROMPTS:
@@ -61,15 +69,48 @@ def parsed(line: str, version: str = "1.2", where: str = "the prompt") -> Prompt
     begins = BEGINS["1.1" if version == "1.1" else "1.2"].search(line)
     if begins is None:
         return Prompt(line.strip())
-    found = _object(line[begins.start() :], where)
-    references = tuple(found.get("reference_path", "").split(";")) if found.get("reference_path") else ()
+    return _prompt(line[: begins.start()], _object(line[begins.start() :], where), where)
+
+
+def _prompt(text: str, found: Mapping[str, str], where: str) -> Prompt:
+    references = tuple(found["reference_path"].split(";")) if found.get("reference_path") else ()
     if "" in references:
         raise BadRequest(f"{where} has an empty path in its reference_path; expected paths joined by ;")
     try:
         strategy = masks.parse(found.get("mask_strategy"))
     except BadRequest as error:
         raise BadRequest(f"{where}: {error}") from None
-    return Prompt(line[: begins.start()].strip(), references, strategy)
+    return Prompt(text.strip(), references, strategy)
+
+
+def _rows(content: str, version: str, name: str) -> Iterator[Prompt]:
+    """The prompts of a table, whose texts may have JSON behind them where the columns leave its keys out."""
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+        if "text" not in columns:
+            raise BadRequest(
+                f"{name} has the columns {quoted(', '.join(columns))}; expected text, and {' or '.join(KEYS)}"
+            )
+        if others := [column for i, column in enumerate(columns) if column not in COLUMNS or column in columns[:i]]:
+            raise BadRequest(f"{name} has the column {quoted(others[0])}; expected {', '.join(COLUMNS)}, each once")
+        for row in reader:
+            where = f"{name} line {reader.line_num}"
+            if any(cell.strip() for cell in row):
+                if len(row) != len(columns):
+                    raise BadRequest(f"{where} has {counted(len(row), 'cell')}; expected {len(columns)}, as the header")
+                yield _row(dict(zip(columns, row, strict=True)), version, where)
+    except csv.Error as error:
+        raise BadRequest(f"{name} line {reader.line_num} is no row of a CSV file: {error}") from None
+
+
+def _row(cells: dict[str, str], version: str, where: str) -> Prompt:
+    prompt, given = parsed(cells.pop("text"), version, where), {key: x.strip() for key, x in cells.items()}
+    if not any(given.values()):
+        return prompt
+    if prompt.references or prompt.strategy:
+        raise BadRequest(f"{where} has JSON behind its text, and columns for the same; give them once")
+    return _prompt(prompt.text, given, where)
 
 
 def _object(text: str, where: str) -> dict[str, str]:
@@ -114,16 +155,16 @@ def segments(text: str) -> tuple[tuple[int, str], ...]:
     return tuple(found)
 
 
-def per_loop(text: str, loops: int, version: str = "1.2") -> tuple[str, ...]:
+def per_loop(text: str, loops: int) -> tuple[str, ...]:
     """The prompt of each loop: the last part that begins at it or before.
 
-    Parts that begin after the last loop are unused in 1.2; 1.1 refuses those that begin later than just after it.
+    Raises BadRequest for a part that no loop would have. The original leaves it out, or fails in 1.1.
     """
     parts = segments(text)
-    if version == "1.1" and parts[-1][0] > loops:
+    if (last := parts[-1][0]) >= loops:
         raise BadRequest(
-            f"the prompt {quoted(text)} has a part for loop {parts[-1][0]}; expected loops 0 to {loops - 1}, as many "
-            "as are generated"
+            f"the prompt {quoted(text)} has a part for loop {last}, but {counted(loops, 'loop')} counted from 0 will "
+            f"be generated; give loop={last + 1}, or leave the part out"
         )
     return tuple(next(part for first, part in reversed(parts) if first <= loop) for loop in range(loops))
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
+from kinema.grid import Resolution
 from kinema.schema import BadRequest
 from kinema.values import quoted
 
@@ -86,14 +87,35 @@ FRAMES = {
 @cache
 def named(version: str = "1.2") -> Mapping[str, Size]:
     """(height, width) by names such as ``720p:9:16``, and in 1.3 also ``720p:0.56`` and ``720p_16d:9:16``."""
-    exact = {**{name: _sizes(name) for name in AREAS}, **{name: _pixart(name, version) for name in (*SQUARES, "2880")}}
+    exact = _exact(version)
     if version != "1.3":
         return _by_ratio(exact)
-    cut = {
+    return _by_ratio(_in_sixteens(exact), keys=True) | _by_ratio(exact, keys=True)
+
+
+def trained(name: str, version: str = "1.2") -> Resolution:
+    """The resolution of a bucket's name, with all its ratios: 144p to 4k, 256 to 2880, in 1.3 also ``720p_16d``."""
+    exact = _exact(version)
+    tables = {**exact, **(_in_sixteens(exact) if version == "1.3" else {})}
+    if name not in tables:
+        raise BadRequest(f"the resolution is {quoted(name)}; expected one of {', '.join(tables)}")
+    plain = name.removesuffix("_16d")
+    area = AREAS.get(plain) or SQUARES.get(plain, 0) ** 2 or AREAS["4k"]  # 2880 is of 4k's area
+    return Resolution(area, tables[name], {key: float(key) for key in tables[name]})
+
+
+@cache
+def _exact(version: str) -> Mapping[str, Mapping[str, Size]]:
+    """(height, width) by resolution, then by decimal."""
+    return {**{name: _sizes(name) for name in AREAS}, **{name: _pixart(name, version) for name in (*SQUARES, "2880")}}
+
+
+def _in_sixteens(exact: Mapping[str, Mapping[str, Size]]) -> dict[str, Mapping[str, Size]]:
+    """1.3's sizes that are cut to multiples of 16."""
+    return {
         f"{name}_16d": {key: (h // 16 * 16, w // 16 * 16) for key, (h, w) in table.items()}
         for name, table in exact.items()
     }
-    return _by_ratio(cut, keys=True) | _by_ratio(exact, keys=True)
 
 
 def _by_ratio(tables: Mapping[str, Mapping[str, Size]], *, keys: bool = False) -> dict[str, Size]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 EPS = 1e-6
 MOMENTUM = 0.02
-"""Weight of one batch in the running mean and variance of the latents."""
+"""Weight of one step's batch in the running mean and variance of the latents."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 HALVINGS = 2
 """How often time halves; sides halve once, below the folded pixels."""
@@ -77,12 +77,12 @@ class PocketCodec(nn.Module):
         return mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
     @torch.no_grad()
-    def update_statistics(self, mean_BCTHW: Tensor) -> None:
-        """Move the running statistics towards those of a batch of means."""
+    def update_statistics(self, mean_BCTHW: Tensor, share: float = 1.0) -> None:
+        """Move the running statistics towards those of a batch of means, which is this share of an optimiser step."""
         spread, centre = torch.var_mean(mean_BCTHW.float(), dim=(0, 2, 3, 4))
         if bool(torch.isfinite(spread).all()):
-            self.mean.lerp_(centre, MOMENTUM)
-            self.variance.lerp_(spread, MOMENTUM)
+            self.mean.lerp_(centre, share * MOMENTUM)
+            self.variance.lerp_(spread, share * MOMENTUM)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -31,7 +31,7 @@ CODEC = TrainingSettings(
     playroom=Playroom("mixed"),
 )  # fmt: skip
 FLOW = TrainingSettings(
-    steps=4000, batch=16, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=100, cooldown=0.5, ema=0.998,
+    steps=3000, batch=16, learning_rate=3e-3, optimiser="muon", weight_decay=0.01, warmup=100, cooldown=0.5, ema=0.998,
     text_drop=0.1, playroom=Playroom("mixed"),
     canvas_mix={
         "nothing": 0.6, "first": 0.16, "ends": 0.05, "prefix": 0.06, "suffix": 0.05, "every": 0.03, "region": 0.05,
@@ -58,7 +58,7 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     codec, video = cast(PocketCodec, cast(OpenSora, model).vae), batch.video
     mean, log_variance = (x.float() for x in codec.raw(video))
     if codec.training:
-        codec.update_statistics(mean)
+        codec.update_statistics(mean, len(video) / batch.count)
     noise = torch.randn(batch.count, *mean.shape[1:], generator=generator)
     z = mean + torch.exp(log_variance / 2) * batch.own(noise).to(mean)
     error = codec.decoder(z).float() - video
@@ -68,7 +68,7 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     pixels = weight * (error.abs() + SQUARED * error.square())
     changes = weight[:, :, 1:] * error.diff(dim=2).abs()
     parts = (pixels, 1.0), (changes, CHANGES), (kl, KL_WEIGHT)
-    return sum((scale * part.flatten(1).mean(1) for part, scale in parts), torch.zeros(len(video)))
+    return sum((scale * part.flatten(1).mean(1) for part, scale in parts), video.new_zeros(len(video)))
 
 
 def flow_loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:

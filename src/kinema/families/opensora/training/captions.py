@@ -16,6 +16,7 @@ from torch import Tensor
 from kinema.data import motion
 from kinema.families.opensora.first_line import scores
 from kinema.families.opensora.first_line.cleaning import cleaned
+from kinema.families.opensora.prompts import stated_at_end
 from kinema.families.opensora.stdit.config import Version
 from kinema.schema import plain_number
 
@@ -30,11 +31,14 @@ def score(measured: float | None) -> float | None:
 def completed_v2(caption: str, fps: float | None, measured: float | None) -> str:
     """The caption with `` 24 FPS, 4 motion score.`` at its end, as in the original's training. "" stays empty.
 
-    Sampling separates the two by a full stop, as published.
+    Sampling separates the two by a full stop, as published. A rate or score that the caption ends with stays alone.
     """
     text, found = caption.strip(), score(measured)
-    stated = [f"{plain_number(fps)} FPS"] if fps is not None and math.isfinite(fps) else []
-    stated += [f"{int(found + 0.5)} motion score"] if found is not None else []
+    known, stated = stated_at_end(text), []
+    if fps is not None and math.isfinite(fps) and "FPS" not in known:
+        stated.append(f"{plain_number(fps)} FPS")
+    if found is not None and "motion score" not in known:
+        stated.append(f"{int(found + 0.5)} motion score")
     return f"{text} {', '.join(stated)}." if text and stated else text
 
 
@@ -47,8 +51,8 @@ def completed_v1(version: Version, caption: str, measured: float | None) -> str:
     return cleaned(text)
 
 
-def values(of_clips: Tensor | None, clips: int) -> Sequence[float | None]:
-    """A number of each clip, None where it is unknown."""
-    if of_clips is None:
+def values(of_clips: Tensor | None, clips: int, frames: int) -> Sequence[float | None]:
+    """A number of each clip, None where it is unknown, and for images, which have neither rate nor motion."""
+    if of_clips is None or frames == 1:
         return [None] * clips
     return [value if math.isfinite(value) else None for value in of_clips.tolist()]

@@ -36,10 +36,15 @@ NOISE = 0.1, 0.3
 def settings(config: Config) -> TrainingSettings:
     """The stage's rate, warm-up and average; a batch that fits a small machine. The loss drops text by itself.
 
-    Raises BadRequest for a model without its codec.
+    Raises BadRequest for a model without its codec, and for clips too short for the flow's shift.
     """
     if config.absent:
         raise BadRequest(opening.lacking(config))
+    if 1 < config.frames < config.fewest:
+        raise BadRequest(
+            f"Open-Sora {config.version} is trained on images and on clips of at least {config.fewest} frames, not on "
+            f"{config.frames}"
+        )
     stage = _stage(config)
     return TrainingSettings(
         steps=10_000,
@@ -150,8 +155,11 @@ def _iddpm_loss(inputs: Inputs, config: Config, batch: Batch, pair: Pair, genera
 
 @torch.no_grad()
 def latents(network: OpenSora1, batch: Batch) -> Tensor:
-    """Modes of the posterior, so that precomputed latents are the same; of the whole clip."""
-    return codec_of(network).encode(batch.video) if batch.encoded is None else batch.encoded[LATENTS]
+    """Modes of the posterior, so that precomputed latents are the same; of the whole clip.
+
+    In float32 under autocast too, since the loss has their precision.
+    """
+    return codec_of(network).encode(batch.video).float() if batch.encoded is None else batch.encoded[LATENTS]
 
 
 @torch.no_grad()

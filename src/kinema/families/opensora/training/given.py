@@ -8,8 +8,6 @@ Letters: B clips, C latent channels, T H W pixel frames, rows and columns, t h w
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -43,10 +41,11 @@ def latents(network: OpenSora, config: Config, batch: Batch) -> tuple[Tensor, Te
     if batch.encoded is not None:
         return _precomputed(config, batch)
     codec, grid = codec_of(config, network), latent_grid(config)
-    x0 = codec.encode(batch.video)
+    x0 = codec.encode(batch.video).float()  # under autocast too: the loss has their precision
     shown = []
     for video, mask in zip(batch.video.split(1), batch.mask.split(1), strict=True):
-        content, known = encode_given(partial(codec.encode), grid, video, mask if x0.shape[2] > 1 else mask * 0)
+        visible = video * mask  # as in sampling: of a partly given frame, too, the rest is not seen
+        content, known = encode_given(codec.encode, grid, visible, mask if x0.shape[2] > 1 else mask * 0)
         shown.append(torch.cat([known.to(x0), content.to(x0) * known.to(x0)], dim=1))
     return x0, torch.cat(shown)
 

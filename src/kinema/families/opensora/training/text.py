@@ -47,8 +47,8 @@ def of_second(network: OpenSora, config: Config2, batch: Batch, generator: Gener
 def _shown(network: OpenSora, config: Config2, batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.encoded is not None and STATES in batch.encoded:
         return batch.encoded[STATES], batch.encoded[POOLED]
-    clips = len(batch.captions)
-    about = zip(batch.captions, values(batch.fps, clips), values(batch.motion, clips), strict=True)
+    size = len(batch.captions), batch.mask.shape[2]
+    about = zip(batch.captions, values(batch.fps, *size), values(batch.motion, *size), strict=True)
     return training_text(network, config, replace(batch, captions=[completed_v2(*each) for each in about]))
 
 
@@ -67,7 +67,7 @@ def of_first(network: OpenSora1, config: Config1, batch: Batch, dropped_B: Tenso
     if batch.encoded is not None and STATES in batch.encoded:
         states, mask = batch.encoded[STATES], batch.encoded[TOKENS].bool()
     else:
-        motion = values(batch.motion, len(batch.captions))
+        motion = values(batch.motion, len(batch.captions), batch.mask.shape[2])
         completed = [completed_v1(config.version, *each) for each in zip(batch.captions, motion, strict=True)]
         if config.words:
             states, mask = first_model.read_words(network, config, completed)
@@ -90,6 +90,8 @@ def beforehand(
     if config.words:
         return [{} for _ in captions]
     place = t5.Place(system.weights.place, system.device, system.weights.outside)
+    if config.frames == 1:
+        fps = motion = [None] * len(captions)
     if isinstance(config, Config1):
         completed = [completed_v1(config.version, *each) for each in zip(captions, motion, strict=True)]
         states, mask = t5.encode_masked(completed, config.stdit.tokens, config.stdit.text, place, ignore)

@@ -76,9 +76,7 @@ class OpenSoraTuning(Tuning):
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
         vae = cast(OpenSora | OpenSora1, model).vae
         if isinstance(vae, PocketCodec):
-            raise BadRequest(
-                "training of the pocket model needs the pixels of clips; train on the clips themselves"
-            )
+            raise BadRequest("training of the pocket model needs the pixels of clips; train on the clips themselves")
         return {f"vae.{name}": x for name, x in vae.state_dict().items() if "decoder." not in name}
 
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:

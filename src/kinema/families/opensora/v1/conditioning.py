@@ -99,7 +99,7 @@ def conditions(
     """``positive``, ``negative`` and ``blank``: the negative prompt, for which given latents are zero (1.3)."""
     config: Config = system.config
     native = canvas.block.way == "native" and config.stdit.holds_frames
-    shown = regions.given(system, canvas) if native and _as_input(config, request) else None
+    shown = regions.shown(system, request, canvas, on_event) if native and _as_input(config, request) else None
     about, quirks, variance = (
         _about(config, request, system.device),
         _quirks(config, request),

@@ -12,7 +12,7 @@ from kinema.families.opensora.stdit.config import PRESETS as STDITS
 from kinema.families.opensora.stdit.config import STDiTConfig, Version, tiny
 from kinema.families.opensora.vae1x.vae12 import Sizes12
 from kinema.families.opensora.vae1x.vae13 import Sizes13
-from kinema.grid import FrameGrid, LatentGrid, Lattice
+from kinema.grid import FrameGrid, LatentGrid, Lattice, Resolution, Resolutions
 
 IMAGE_GUIDED = 3
 """Channels of four that 1.0 and 1.1 guide."""
@@ -71,6 +71,11 @@ class Config:
         return self.version in ("1.0", "1.1")
 
     @property
+    def fewest(self) -> int:
+        """Frames of the shortest clip in training, images aside: 1.2's shift of fewer than 17 is 0."""
+        return 17 if self.version == "1.2" else 2
+
+    @property
     def is_flow(self) -> bool:
         return not self.by_image
 
@@ -86,7 +91,17 @@ class Config:
 
     @property
     def lattice(self) -> Lattice:
-        return Lattice(self.grid, self.multiple, min_side=2 * self.multiple, max_frames=self.longest)
+        return Lattice(
+            self.grid,
+            self.multiple,
+            min_side=2 * self.multiple,
+            max_frames=self.longest,
+            resolutions=None if self.version == "1.0" else Resolutions(self._trained, "1.2", self.fewest),
+        )
+
+    def _trained(self, name: str) -> Resolution:
+        found = sizes.trained(name, "1.3" if self.version == "1.3" else "1.2")
+        return replace(found, sizes={ratio: self.cut(size) for ratio, size in found.sizes.items()})
 
     @property
     def sizes(self) -> Mapping[str, tuple[int, int]]:
@@ -115,6 +130,8 @@ V1_1 = replace(V1_0, stdit=STDITS["1.1"], longest=128, height=240, width=424, to
 V1_2 = Config(STDITS["1.2"], aesthetic=6.5, align=5)
 V1_2_3B = replace(V1_2, stdit=STDITS["1.2-3b"])
 V1_3 = Config(STDITS["1.3"], frames=113, longest=113, height=720, width=1280, guidance=7.5)
+V1_3_360 = replace(V1_3, height=360, width=640)
+V1_3_I2V = replace(V1_3_360, aesthetic=7.0)  # as its v2v.py, for models with given frames
 
 _SMALL_12 = Sizes12(image_channels=(32, 32, 32), image_layers=1, widths=(32, 32, 32, 64), layers=1)
 _SMALL_13 = Sizes13(widths=(32, 32, 64), layers=1, temporal=(0, 1))
@@ -135,6 +152,8 @@ PRESETS: dict[str, Config] = {
     "v1.2": V1_2,
     "v1.2-3b": V1_2_3B,
     "v1.3": V1_3,
+    "v1.3-360p": V1_3_360,
+    "v1.3-i2v": V1_3_I2V,
     "tiny-1.0": _tiny(V1_0, frames=8, longest=8),
     "tiny-1.1": _tiny(V1_1, frames=8, longest=16),
     "tiny-1.2": _tiny(V1_2, frames=34, longest=51),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kinema.checkpoints.convert import Layouts
 from kinema.checkpoints.lora_formats import Alias
 from kinema.families.opensora.training import first
 from kinema.families.opensora.v1 import opening, text
@@ -12,7 +13,7 @@ from kinema.system import Checkpoints, Slots, Training
 
 
 class FirstLineCheckpoints(Checkpoints):
-    """Which files are recognised and required; they have one layout."""
+    """Which files are recognised, converted and required."""
 
     recognise = staticmethod(opening.open_source)
     convert = staticmethod(opening.convert)
@@ -25,6 +26,12 @@ class FirstLineCheckpoints(Checkpoints):
     @property
     def slots(self) -> Slots:
         return opening.SLOTS
+
+    @property
+    def layouts(self) -> Layouts:
+        from kinema.families.opensora.v1.layouts import LAYOUTS
+
+        return LAYOUTS
 
 
 class FirstLineTraining(Training):

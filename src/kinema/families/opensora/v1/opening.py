@@ -26,8 +26,14 @@ from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.system import FoundCheckpoint
 
-BY_NAME = {"64x512x512": "v1.0-64f", "512x512": "v1.0-512px"}
-"""Parts of the names of 1.0's files, whose scales of positions are in no tensor."""
+BY_NAME = {
+    "64x512x512": "v1.0-64f",
+    "512x512": "v1.0-512px",
+    "256x256": "v1.0",
+    "STDiT-v4-360p": "v1.3-360p",
+    "STDiT-v4-i2v": "v1.3-i2v",
+}
+"""Parts of published names whose presets no tensor tells: 1.0's scales of positions, the size of clips of 1.3."""
 ASSUMED = "its positions are assumed to be those of 256 px and 16 frames, since neither tensors nor its name tell"
 
 
@@ -47,15 +53,17 @@ def open_source(source: Source) -> FoundCheckpoint | None:
     if file is None:
         return None
     file.check(source.header, source.path.name)
-    named = next((preset for part, preset in BY_NAME.items() if part in source.name), None)
-    preset = source.model or (named if file.config.version == "1.0" else None) or f"v{file.config.version}"
+    version = file.config.version
+    fitting = ((part, preset) for part, preset in BY_NAME.items() if PRESETS[preset].version == version)
+    named = next((preset for part, preset in fitting if part in source.name), None)
+    preset = source.model or named or f"v{version}"
     published = PRESETS.get(preset)
-    if published is None or published.version != file.config.version:
-        raise BadRequest(f"{source.path} cannot be {preset}: it is a transformer of Open-Sora {file.config.version}")
+    if published is None or published.version != version:
+        raise BadRequest(f"{source.path} cannot be {preset}: it is a transformer of Open-Sora {version}")
     stdit, own = file.config, published.stdit
-    if stdit.version == "1.0":
+    if version == "1.0":
         stdit = replace(stdit, space_scale=own.space_scale, time_scale=own.time_scale)
-    known = stdit.version != "1.0" or source.model or named
+    known = version != "1.0" or source.model or named
     notes = () if known else (f"{source.name} is a model of Open-Sora 1.0; {ASSUMED}",)
     config = _with_codec(published, stdit, absent=("vae",))
     return FoundCheckpoint(config, notes=notes, beside=_beside(source.path, kind_of(config)))

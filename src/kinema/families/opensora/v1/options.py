@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from kinema import registry
+from kinema.families.opensora.first_line.loops import Kind
 from kinema.families.opensora.stdit.config import Version
 from kinema.families.opensora.v1 import strategy
 from kinema.families.opensora.v1.config import IMAGE_GUIDED, Config
@@ -50,12 +51,26 @@ class Text:
     about: str
 
 
-OPTIONS: Mapping[str, Number | Switch | Text] = {
+@dataclass(frozen=True)
+class Choice:
+    """One of several words."""
+
+    versions: tuple[Version, ...]
+    about: str
+    words: tuple[str, ...]
+
+
+Option = Number | Switch | Text | Choice
+OPTIONS: Mapping[str, Option] = {
     "mask_strategy": Text(
-        HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of references stand where"
+        HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of references stand where, in "
+        "latent frames (1.1: pixel frames)"
     ),
-    "reference_path": Text(HELD, "images and clips of the mask strategy, joined by ;"),
-    "align": Number(SCORED, "starts in mask strategies move to the nearest multiple; 0: none", 0, 1000, whole=True),
+    "reference_path": Text(HELD, "images and clips of the mask strategy or of cond_type, joined by ;"),
+    "cond_type": Choice(("1.3",), "what the network is given of the references", get_args(Kind)),
+    "align": Number(
+        SCORED, "starts in mask strategies move to the nearest multiple, in latent frames; 0: none", 0, 1000, whole=True
+    ),
     "loop": Number(HELD, "clips in a row, each of which begins with the end of the one before", 1, 256, whole=True),
     "condition_frame_length": Number(
         HELD, "frames that a loop begins with (1.1: pixel frames, default 4; later: latent frames, default 5)", 1, 1000,
@@ -82,6 +97,8 @@ OPTIONS: Mapping[str, Number | Switch | Text] = {
     "sdedit": Switch(("1.3",), "noised given frames stand in the state at every step; default true"),
     "decode_tile": Number(ALL, "side of squares decoded at a time, in latent cells; default all", 4, 4096, whole=True),
 }  # fmt: skip
+MOST_CHARACTERS = 5000
+"""Of a prompt, of which 300 tokens at most are read: the published cleaning takes minutes for a megabyte."""
 _OF_GIVEN = ("image_guidance", "oscillate_image", "dynamic_image", "sdedit")
 
 
@@ -94,10 +111,12 @@ def helped(config: Config) -> dict[str, str]:
         "aesthetic_score": "none" if config.aesthetic is None else plain_number(config.aesthetic),
     }
 
-    def line(name: str, option: Number | Switch | Text) -> str:
+    def line(name: str, option: Option) -> str:
         about = option.about + (f"; default {own[name]}" if name in own else "")
         if isinstance(option, Number):
             return f"{about} ({plain_number(option.least)} to {plain_number(option.most)})"
+        if isinstance(option, Choice):
+            return f"{about} ({', '.join(option.words)})"
         return f"{about} (true or false)" if isinstance(option, Switch) else about
 
     return {name: line(name, option) for name, option in OPTIONS.items() if config.version in option.versions}
@@ -106,11 +125,13 @@ def helped(config: Config) -> dict[str, str]:
 def check(config: Config, request: Request) -> None:
     """Raise BadRequest for unknown options, values out of range, and options without effect in this request."""
     check_values(config, request.extra)
-    extra = request.extra
+    extra, prompts = request.extra, (request.prompt, *request.prompt_spans.values())
+    if (longest := max(map(len, (*prompts, request.negative_prompt)))) > MOST_CHARACTERS:
+        raise BadRequest(f"a prompt has {longest:,} characters; expected at most {MOST_CHARACTERS:,}")
     if "guided_channels" in extra and extra["guided_channels"] > config.stdit.channels:
         raise BadRequest(f"guided_channels is {extra['guided_channels']}; expected 1 to {config.stdit.channels}")
     if scored := [name for name in ("aesthetic_score", "motion_score", "camera_motion") if name in extra]:
-        if not any(prompt.strip() for prompt in (request.prompt, *request.prompt_spans.values())):
+        if not any(prompt.strip() for prompt in prompts):
             raise BadRequest(f"{scored[0]} ends the prompt, which is empty: give a prompt, or leave it out")
     given = native_given(config, request)
     if not given and (name := next((name for name in _OF_GIVEN if name in extra), None)):
@@ -137,6 +158,8 @@ def check_values(config: Config, extra: Mapping[str, Any]) -> None:
             raise BadRequest(f"{name} is {quoted(value)}; expected true or false")
         if isinstance(option, Number):
             _check_number(config, name, value, option)
+        if isinstance(option, Choice) and value not in option.words:
+            raise BadRequest(f"{name} is {quoted(value)}; expected {', '.join(option.words)}")
         if name == "camera_motion" and (not isinstance(value, str) or not value.strip()):
             raise BadRequest(f"camera_motion is {quoted(value)}; expected text such as 'pan left'")
     strategy.groups(extra)
@@ -156,8 +179,9 @@ def _check_number(config: Config, name: str, value: Any, option: Number) -> None
 def native_given(config: Config, request: Request) -> bool:
     """Whether 1.3 is given frames of the request as an input."""
     native = request.honour in ("auto", "native") and request.region is None and request.mask is None
-    looped = "loop" in request.extra and request.extra["loop"] != 1
-    return config.stdit.takes_given and native and (request.task in OF_GIVEN_FRAMES or looped)
+    looped = request.extra.get("loop", 1) != 1
+    given = request.task in OF_GIVEN_FRAMES or looped or "cond_type" in request.extra
+    return config.stdit.takes_given and native and given
 
 
 def guided_channels(config: Config, request: Request) -> int:

@@ -15,6 +15,7 @@ from kinema.canvas import Canvas
 from kinema.diffusion.overwrite import KnownRegion, RegionNoise
 from kinema.events import Note, OnEvent
 from kinema.families.opensora.first_line import masks, process
+from kinema.families.opensora.first_line.masks import Cell
 from kinema.families.opensora.v1 import strategy
 from kinema.families.opensora.v1.config import Config
 from kinema.media import read
@@ -32,6 +33,21 @@ def given(system: OpenedModel, canvas: Canvas) -> tuple[Tensor, Tensor] | None:
     content, mask = encode_given(system.encode, config.grid, canvas.video, canvas.mask)
     known_BT = mask.amin((1, 3, 4)).cpu() > 0 if not mask.is_meta else torch.ones(len(mask), mask.shape[2]).bool()
     return content.float(), known_BT
+
+
+def shown(system: OpenedModel, request: Request, canvas: Canvas, on_event: OnEvent) -> tuple[Tensor, Tensor] | None:
+    """What 1.3 is given as an input, as `given`: frames of the canvas, over those that ``cond_type`` takes of
+    references."""
+    found, config, frames = given(system, canvas), system.config, request.shape.frames
+    if "cond_type" not in request.extra:
+        return found
+    loop = strategy.loop_of(config, request, canvas.block.start, frames)
+    cells = strategy.shown(config, request.extra, loop, frames)
+    content, known_BT = _placed(system, request, cells, on_event)
+    if found is None:
+        return content, known_BT
+    here = found[1][:, None, :, None, None].to(content.device)
+    return torch.where(here, found[0].to(content), content), known_BT | found[1]
 
 
 def of_canvas(system: OpenedModel, request: Request, canvas: Canvas, on_event: OnEvent) -> tuple[KnownRegion, ...]:
@@ -79,23 +95,30 @@ def _from_strategy(
     """Latents of the references where the strategy of this block's loop puts them, B×C×T×h×w, the mask values B×T, and
     which frames are placed with the value 1, bool B×T."""
     config, frames = system.config, request.shape.frames
-    shape = config.grid.latent(request.shape).bcthw
-    content, mask_BT = torch.zeros(shape), torch.ones(shape[0], shape[2])
-    placed_BT = torch.zeros(shape[0], shape[2], dtype=torch.bool)
-    if not strategy.groups(request.extra):
-        return content, mask_BT, placed_BT
-    loop = strategy.loop_of(config, request, canvas.block.start, frames)
-    cells = strategy.applied(config, request.extra, loop, frames)
-    paths = strategy.references(request.extra)
+    cells: Sequence[Cell | None] = [None] * config.grid.latent(request.shape).frames
+    if strategy.groups(request.extra):
+        loop = strategy.loop_of(config, request, canvas.block.start, frames)
+        cells = strategy.applied(config, request.extra, loop, frames)
+    content, known_BT = _placed(system, request, cells, on_event)
+    mask_BT = torch.tensor(masks.mask_values(cells)).expand(len(content), -1)
+    return content, mask_BT, known_BT & (mask_BT == 1)
+
+
+def _placed(
+    system: OpenedModel, request: Request, cells: Sequence[Cell | None], on_event: OnEvent
+) -> tuple[Tensor, Tensor]:
+    """Latents B×C×T×h×w of the references where the cells put them, zero elsewhere, and where that is, bool B×T."""
+    shape = system.config.grid.latent(request.shape).bcthw
+    paths = strategy.references(request.extra) if any(cells) else ()
     used = sorted({cell.reference for cell in cells if cell is not None})
     latents = {i: _encoded(system, request, paths[i], on_event) for i in used}
+    content, known_BT = torch.zeros(shape), torch.zeros(shape[0], shape[2], dtype=torch.bool)
     for number, cell in enumerate(cells):
         if cell is not None:
             content = content.to(latents[cell.reference].device)
             content[:, :, number] = latents[cell.reference][:, :, cell.frame]
-            placed_BT[:, number] = cell.mask == 1
-    mask_BT[:] = torch.tensor(masks.mask_values(cells))
-    return content, mask_BT, placed_BT
+            known_BT[:, number] = True
+    return content, known_BT
 
 
 def _encoded(system: OpenedModel, request: Request, path: str, on_event: OnEvent) -> Tensor:

@@ -6,13 +6,14 @@ writes them so, and the package generates the clip in blocks, each of which begi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kinema.families.opensora.first_line import masks, prompt_file
-from kinema.families.opensora.first_line.loops import Loops
+from kinema.families.opensora.first_line.loops import Loops, given_v1_3
 from kinema.families.opensora.first_line.masks import Cell, Group, Rules
 from kinema.families.opensora.v1.config import Config
 from kinema.media import read
@@ -22,7 +23,8 @@ from kinema.values import quoted
 
 LENGTH = {"1.1": 4, "1.2": 5, "1.3": 5}
 """Frames that a loop begins with: of pixels in 1.1, else of latents."""
-MOST_LOOPS = 256
+NUMBERED = re.compile(r"\|\s*-?\d+\s*\|")
+"""A prompt that begins so has parts for loops."""
 MOST_REFERENCES = 64
 
 
@@ -32,6 +34,8 @@ def references(extra: Mapping[str, Any]) -> tuple[str, ...]:
     paths = given.split(";") if isinstance(given, str) else [str(given)] if isinstance(given, Path) else given
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
         raise BadRequest(f"reference_path is {quoted(given)}; expected files joined by ;")
+    if any(not str(path).strip() for path in paths):
+        raise BadRequest(f"reference_path is {quoted(given)}, which has an empty path; expected files joined by ;")
     return tuple(map(str, paths))
 
 
@@ -67,15 +71,18 @@ def settled(config: Config, request: Request) -> Request:
     found = loops(config, extra)
     if found is not None and request.frames is None:
         request = replace(request, frames=found.total(config.frames))
-    return _with_prompts(config, request, found) if request.prompt.startswith(prompt_file.FIRST) else request
+    if request.prompt.startswith(prompt_file.FIRST):
+        return _with_prompts(config, request, found)
+    if NUMBERED.match(request.prompt):
+        raise BadRequest(f"the prompt {quoted(request.prompt)} does not begin with loop 0; expected such as |0|a|2|b")
+    return request
 
 
 def _with_prompts(config: Config, request: Request, found: Loops | None) -> Request:
     if request.prompt_spans:
         raise BadRequest("the prompt begins with |0| and has parts for loops: leave prompt spans (--prompt-at) out")
     count = 1 if found is None else found.count
-    version = "1.1" if config.version == "1.1" else "1.2"
-    first, *others = parts = prompt_file.per_loop(request.prompt, count, version)
+    first, *others = parts = prompt_file.per_loop(request.prompt, count)
     changed: dict[str, str] = {}
     if found is not None:
         frames = clip_frames(config, request, found)
@@ -123,32 +130,56 @@ def applied(config: Config, extra: Mapping[str, Any], loop: int, frames: int) ->
     return masks.applied(groups(extra), loop, time.latent(frames), lengths, rules(config, extra))
 
 
+def shown(config: Config, extra: Mapping[str, Any], loop: int, frames: int) -> Sequence[Cell | None]:
+    """Which frame of which reference ``cond_type`` gives 1.3 at each latent frame of a loop of ``frames`` pixel frames;
+    None elsewhere, and where a loop begins with the one before."""
+    time, found = config.grid.time, loops(config, extra)
+    lengths = [time.latent(reference_frames(config, path)) for path in references(extra)]
+    count, length = (1, LENGTH["1.3"]) if found is None else (found.count, found.length)
+    cells = given_v1_3(extra["cond_type"], loop, count, time.latent(frames), length, lengths)
+    return [None if cell is None or cell.reference == len(lengths) else cell for cell in cells]
+
+
+USES = ("mask_strategy", "cond_type")
+"""What references are for: one of these."""
+
+
+def _check_uses(extra: Mapping[str, Any]) -> str | None:
+    """Which of `USES` the request has. Raises BadRequest for both, and for references without a use or the reverse."""
+    used = [name for name in USES if name in extra]
+    if len(used) > 1:
+        raise BadRequest("mask_strategy and cond_type both place references: give one of them")
+    if used and "reference_path" not in extra:
+        raise BadRequest(f"{used[0]} applies only with reference_path: give both, or neither")
+    if "reference_path" in extra and not used:
+        raise BadRequest("reference_path applies only with mask_strategy, or cond_type in 1.3: give both, or neither")
+    if "align" in extra and used != ["mask_strategy"]:
+        raise BadRequest("align applies only with mask_strategy: leave it out")
+    return used[0] if used else None
+
+
 def check(config: Config, request: Request) -> None:
     """Raise BadRequest for a strategy that is none, or that points outside of the clip or of a reference."""
     extra, found = request.extra, loops(config, request.extra)
     frames = request.shape.frames if found is None else clip_frames(config, request, found)
-    has = [name for name in ("mask_strategy", "reference_path") if name in extra]
-    if len(has) == 1:
-        other = {"mask_strategy": "reference_path", "reference_path": "mask_strategy"}[has[0]]
-        raise BadRequest(f"{has[0]} applies only with {other}: give both, or neither")
-    if "align" in extra and not has:
-        raise BadRequest("align applies only with mask_strategy: leave it out")
+    use = _check_uses(extra)
     if found is None and (name := next((n for n in extra if n.startswith("condition_frame_")), None)):
         raise BadRequest(f"{name} applies only with a loop of 2 or more: leave it out")
     if found is not None and request.task not in ("generate", "animate"):
         raise BadRequest(f"loop applies only to generate and animate: leave it out of {request.task}")
     if found is not None and (request.window is not None or request.overlap is not None or request.backward):
         raise BadRequest("loop sets what blocks share: leave --window, --overlap and --backward out")
-    if not has:
+    if use is None:
         return
     if request.task != "generate":
-        raise BadRequest(f"mask_strategy applies only to generate: leave it out of {request.task}")
+        raise BadRequest(f"{use} applies only to generate: leave it out of {request.task}")
     if request.window is not None or (found is None and frames > config.longest):
-        raise BadRequest("mask_strategy applies only to clips and loops of one block: leave --window out, or use loop")
+        raise BadRequest(f"{use} applies only to clips and loops of one block: leave --window out, or use loop")
     if len(references(extra)) > MOST_REFERENCES:
         raise BadRequest(f"there are {len(references(extra))} references; expected at most {MOST_REFERENCES}")
     count = 1 if found is None else found.count
     if late := [group for group in groups(extra) if group.loop >= count]:
         raise BadRequest(f"mask_strategy has a group for loop {late[0].loop}; expected loops 0 to {count - 1}")
+    place = applied if use == "mask_strategy" else shown
     for loop in range(count):
-        applied(config, extra, loop, frames)
+        place(config, extra, loop, frames)

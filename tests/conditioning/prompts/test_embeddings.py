@@ -1,0 +1,198 @@
+"""Textual-inversion embeddings and LoRAs that prompts name: layouts, folders, and hostile files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kinema.conditioning.prompts import embeddings, folders, lora_tags
+from kinema.conditioning.prompts.embeddings import named_in, vectors, without_sign
+from kinema.schema import BadRequest
+
+TABLE = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+
+
+def layouts(folder):
+    """One table in each layout, by file."""
+    made = {"a1111.pt": {"string_to_token": {"*": 265}, "string_to_param": {"*": TABLE}, "name": "x", "step": 5}}
+    made |= {"learned_embeds.bin": {"<cat-toy>": TABLE}}
+    for name, content in made.items():
+        torch.save(content, folder / name)
+    save_file({"<cat-toy>": TABLE}, folder / "diffusers.safetensors")
+    save_file({"emb_params": TABLE.half()}, folder / "params.safetensors")
+    return ["a1111.pt", "learned_embeds.bin", "diffusers.safetensors", "params.safetensors"]
+
+
+def test_every_layout_gives_the_same_vectors(tmp_path):
+    for name in layouts(tmp_path):
+        (found,) = vectors(str(tmp_path / name), [8], 75)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, TABLE, atol=1e-3 if "params" in name else 0), name
+
+
+def test_a_single_vector_is_one_row(tmp_path):
+    torch.save({"<x>": TABLE[0]}, tmp_path / "x.bin")
+    assert vectors(str(tmp_path / "x.bin"), [8], 75)[0].shape == (1, 8)
+
+
+def test_sdxl_vectors_are_in_the_order_of_the_encoders(tmp_path):
+    large = torch.randn(3, 12)
+    save_file({"clip_g": large, "clip_l": TABLE}, tmp_path / "xl.safetensors")
+    first, second = vectors(str(tmp_path / "xl.safetensors"), [8, 12], 75)
+    assert torch.equal(first, TABLE)
+    assert torch.equal(second, large)
+
+
+class Attack:
+    def __reduce__(self):
+        return (os.system, ("false",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "widths", "message"),
+    [
+        ("wide.pt", {"<x>": torch.zeros(2, 12)}, [8], r"wide.pt has vectors 2×12, of another model; expected N×8"),
+        ("long.pt", {"<x>": torch.zeros(76, 8)}, [8], "76 vectors; expected 1 to 75"),
+        ("none.pt", {"<x>": torch.zeros(0, 8)}, [8], "0 vectors; expected 1 to 75"),
+        ("cube.pt", {"<x>": torch.zeros(2, 2, 8)}, [8], "2×2×8"),
+        ("nan.pt", {"<x>": torch.full((1, 8), torch.nan)}, [8], "infinite or NaN"),
+        ("whole.pt", {"<x>": torch.zeros(1, 8, dtype=torch.long)}, [8], "not a textual-inversion embedding"),
+        ("model.pt", {str(n): torch.zeros(8) for n in range(9)}, [8], "not a textual-inversion embedding"),
+        ("list.pt", [torch.zeros(8)], [8], "not a textual-inversion embedding"),
+        ("one.pt", {"<x>": TABLE}, [8, 12], r"one.pt has <x>; this model needs vectors named clip_l and clip_g"),
+        ("two.pt", {"clip_l": TABLE, "clip_g": TABLE}, [8], "this model needs one table of vectors"),
+        ("uneven.pt", {"clip_l": TABLE, "clip_g": torch.zeros(2, 12)}, [8, 12], "3 and 2 vectors"),
+        ("code.pt", {"<x>": Attack()}, [8], "contains Python code .*system"),
+    ],
+)
+def test_files_that_are_no_embedding_of_this_model_raise(name, content, widths, message, tmp_path):
+    path = tmp_path / name
+    if name == "code.pt":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(BadRequest, match=message):
+        vectors(str(path), widths, 75)
+
+
+def test_large_damaged_and_absent_files_raise(tmp_path, monkeypatch):
+    for name, content, message in (
+        ("cut.safetensors", b"\x09\0\0\0\0\0\0\0{", "cut.safetensors"),
+        ("empty.pt", b"", "empty"),
+        ("noise.pt", os.urandom(99), "cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadRequest, match=message):
+            vectors(str(tmp_path / name), [8], 75)
+    with pytest.raises(BadRequest, match="there is no embedding"):
+        vectors(str(tmp_path / "gone.pt"), [8], 75)
+    monkeypatch.setattr(embeddings, "MAX_BYTES", 100)
+    torch.save({"<x>": TABLE}, tmp_path / "big.pt")
+    with pytest.raises(BadRequest, match="big.pt has .* bytes; an embedding has at most 100"):
+        vectors(str(tmp_path / "big.pt"), [8], 75)
+
+
+def test_prompts_name_embeddings(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("EasyNegative.pt", "more/style.safetensors", "art.bin", "v1.pt"):
+        (tmp_path / name).touch()
+    torch.save({"<cat-toy>": TABLE}, tmp_path / "learned_embeds.bin")
+
+    def named(syntax, *texts):
+        return {name: os.path.relpath(path, tmp_path) for name, path in named_in(texts, str(tmp_path), syntax).items()}
+
+    assert named("a1111", "a (easynegative:1.2), cartoon", "<cat-toy> v12") == {
+        "EasyNegative": "EasyNegative.pt",
+        "v1": "v1.pt",
+        "<cat-toy>": "learned_embeds.bin",
+    }
+    assert named("comfy", "easynegative, (embedding:style:1.2), embedding:more/style") == {
+        "style": "more/style.safetensors",
+        "more/style": "more/style.safetensors",
+    }
+    assert named("a1111", "embedding:art") == {"art": "art.bin"}
+    for syntax in ("a1111", "comfy"):
+        with pytest.raises(BadRequest, match="no embedding 'styles'; did you mean style"):
+            named(syntax, "embedding:styles")
+    assert without_sign("a embedding:art, embedding:x", ["art"]) == "a art, embedding:x"
+
+
+def test_each_folder_of_diffusers_has_a_token_of_its_own(tmp_path, monkeypatch):
+    """All their files have one name, or that of a step of training; a file that is no embedding has no token."""
+    for place, token in (("cat", "<cat-toy>"), ("dog", "<dog-toy>"), ("more/dog", "<dog-toy>")):
+        (tmp_path / place).mkdir(parents=True)
+        torch.save({token: TABLE}, tmp_path / place / "learned_embeds.bin")
+    save_file({"<eel>": TABLE}, tmp_path / "learned_embeds-steps-500.safetensors")
+    (tmp_path / "learned_embeds.pt").write_bytes(b"no embedding")
+
+    def named(text):
+        return {k: os.path.relpath(v, tmp_path) for k, v in named_in([text], str(tmp_path), "a1111").items()}
+
+    assert named("<cat-toy> and <dog-toy>, <eel>") == {
+        "<cat-toy>": "cat/learned_embeds.bin",
+        "<dog-toy>": "dog/learned_embeds.bin",
+        "<eel>": "learned_embeds-steps-500.safetensors",
+    }
+    monkeypatch.setattr(embeddings, "MAX_GENERIC", 4)
+    with pytest.raises(BadRequest, match="has 5 files named learned_embeds, which must all be read"):
+        named("a")
+
+
+def test_folders_are_bounded_and_never_left(tmp_path, monkeypatch):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    torch.save({"<x>": TABLE}, tmp_path / "outside.pt")
+    (inside / "link").symlink_to(tmp_path)
+    for name in ("../outside", "..", str(tmp_path / "outside.pt"), "link/outside"):
+        with pytest.raises(BadRequest, match="there is no embedding"):
+            named_in([f"embedding:{name}"], str(inside), "comfy")
+    with pytest.raises(BadRequest, match="which is not a folder"):
+        named_in(["a"], str(tmp_path / "outside.pt"), "comfy")
+    monkeypatch.setattr(folders, "MAX_FILES", 1)
+    with pytest.raises(BadRequest, match="has more than 1 files"):
+        named_in(["a"], str(tmp_path), "comfy")
+
+
+# --------------------------------------------------------------------------------------------- LoRAs
+
+
+def test_prompts_name_loras(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("ink.safetensors", "more/wash.pt"):
+        (tmp_path / name).touch()
+    named = lora_tags.tags("a cat <lora:ink:0.8>, <lyco:more/wash:-.5:-.5> <lora:ink:0.8>")
+    assert lora_tags.files_of(named, str(tmp_path)) == {
+        str(tmp_path / "ink.safetensors"): 0.8,
+        str(tmp_path / "more" / "wash.pt"): -0.5,
+    }
+    assert lora_tags.tags("<lora:ink>") == {"ink": 1.0}
+    assert lora_tags.without_tags("a <lora:ink:0.8>cat < b > c") == "a cat < b > c"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<lora:ink:0.8>", r"give its file with --lora ink.safetensors:0.8 and leave <lora:…> out, or its folder"),
+        ("<hypernet:ink>", "only LoRAs can be added in a prompt"),
+        ("<lora:ink:0.8:0.2>", "weights of parts"),
+        ("<lora:ink:te=0.8>", "weights of parts"),
+        ("<lora:ink:nan>", "has the weight nan"),
+        ("<lora:ink:1e309>", "has the weight 1e309"),
+        ("<lora:ink:0.8> <lora:ink:0.9>", "another weight of the same LoRA"),
+    ],
+)
+def test_lora_tags_that_cannot_be_used_raise(text, message):
+    with pytest.raises(BadRequest, match=message):
+        lora_tags.files_of(lora_tags.tags(text), None)
+
+
+def test_a_lora_that_is_not_in_the_folder_raises(tmp_path):
+    with pytest.raises(BadRequest, match="no LoRA 'ink': its folder has no weight files"):
+        lora_tags.files_of({"ink": 1.0}, str(tmp_path))
+    (tmp_path / "inks.safetensors").touch()
+    with pytest.raises(BadRequest, match="no LoRA 'ink'; did you mean inks"):
+        lora_tags.files_of({"ink": 1.0}, str(tmp_path))
