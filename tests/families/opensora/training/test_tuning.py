@@ -79,7 +79,7 @@ def test_a_lora_adapts_the_layers_of_attention(preset: str, layers: int) -> None
 def test_every_file_of_a_lora_changes_the_weights_as_the_run_did(preset: str, tmp_path: Any) -> None:
     """Read by the loader: the run's own file, and those for other packages."""
     config, low = FAMILY.presets[preset], low_rank(preset)
-    expected = {name: each.delta(torch.Size((len(each.up), each.down.shape[1]))) for name, each in low.items()}
+    expected = {name: each.scale * each.up @ each.down for name, each in low.items()}
     write_lora(tmp_path / "lora.safetensors", low, "diffusers")
     made = TUNING.files(config, {}, low)
     second = "stdit" not in FAMILY.to_json(config)
