@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -135,4 +135,4 @@ class VideoCodec:
 
 def codec_of(config: Config, model: OpenSora) -> VideoCodec:
     """The codec of a model."""
-    return VideoCodec(model.vae, config.scale, causal=config.causal)
+    return VideoCodec(cast(VideoCoder, model.vae), config.scale, causal=config.causal)

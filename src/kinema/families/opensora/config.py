@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from kinema.checkpoints.settings import build_config
-from kinema.data import playroom
 from kinema.families.opensora.dc_ae import DCAEConfig
 from kinema.families.opensora.mmdit import MMDiTConfig
-from kinema.families.opensora.pocket.codec import PocketCodecConfig
 
 VAE = Literal["hunyuan", "dc-ae", "pocket"]
 Stage = Literal["codec", "flow"]
@@ -35,6 +33,26 @@ class HunyuanConfig:
         """Pixels of one latent cell along (time, height, width)."""
         side = 2 ** (len(self.channels) - 1)
         return (2**self.temporal, side, side)
+
+
+@dataclass(frozen=True)
+class PocketCodecConfig:
+    """Sizes of a pocket model's codec."""
+
+    latent: int = 32
+    fold: int = 4
+    """Side of the squares of pixels that are folded into channels."""
+    channels: tuple[int, int, int] = (96, 96, 96)
+    """At folded pixels, at half their size in space and time, and at the latents."""
+    encoding: tuple[int, int, int] = (1, 1, 1)
+    """Residual blocks of the encoder at each of these."""
+    decoding: tuple[int, int, int] = (3, 2, 1)
+    """Those of the decoder, which runs once, while encoding runs at every step of training."""
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels of one latent cell along (time, height, width)."""
+        return (4, 2 * self.fold, 2 * self.fold)
 
 
 @dataclass(frozen=True)
@@ -136,36 +154,7 @@ TINY_DC_AE = replace(
     vae="dc-ae",
     dc_ae=DCAEConfig(16, (32, 32, 64, 64), (1, 1, 1, 1), (1, 1, 1, 1), attention_from=2, temporal=(1, 2)),
 )
-POCKET = replace(
-    V2,
-    frames=17,
-    height=64,
-    width=64,
-    fps=8.0,
-    steps=16,
-    guidance=3.0,
-    image_guidance=1.0,
-    oscillates=False,
-    motion_score=None,
-    shift=3.0,
-    transformer=MMDiTConfig(
-        channels=32,
-        patch=1,
-        text=128,
-        vector=128,
-        width=192,
-        heads=3,
-        mlp=2.625,
-        double_blocks=1,
-        single_blocks=4,
-        axes=(16, 24, 24),
-    ),
-    vae="pocket",
-    text_length=24,
-    words=tuple(playroom.vocabulary()),
-)
 PRESETS: dict[str, Config] = {
-    "pocket": POCKET,
     "tiny": TINY,
     "tiny-dc-ae": TINY_DC_AE,
     "v2": V2,

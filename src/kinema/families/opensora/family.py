@@ -23,6 +23,8 @@ from kinema.events import OnEvent
 from kinema.families.opensora import config as second
 from kinema.families.opensora import model as second_model
 from kinema.families.opensora import v2
+from kinema.families.opensora.kinds import kind_of
+from kinema.families.opensora.pocket.presets import PRESETS as POCKET_PRESETS
 from kinema.families.opensora.training.tuning import TUNING, times
 from kinema.families.opensora.v1 import conditioning as first_condition
 from kinema.families.opensora.v1 import config as first
@@ -74,7 +76,7 @@ SECOND = Line(
     v2.OpenSoraSampling(),
     v2.OpenSoraCheckpoints(),
     v2.OpenSoraTraining(),
-    second_model.OpenSora,
+    lambda config: kind_of(config).build(config),
     second_model.blocks,
     second.to_json,
 )
@@ -223,7 +225,7 @@ class OpenSoraFamily:
 
     @property
     def presets(self) -> Mapping[str, Config]:
-        return {**second.PRESETS, **first.PRESETS}
+        return {**second.PRESETS, **POCKET_PRESETS, **first.PRESETS}
 
     def build(self, config: Config) -> nn.Module:
         return line_of(config).build(config)

@@ -12,52 +12,47 @@ from kinema.conditioning.pocket import PocketText, PocketTokenizer
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.dc_ae import VideoDCAE
-from kinema.families.opensora.mmdit import MMDiT, Modulation
-from kinema.families.opensora.pocket.codec import PocketCodec
-from kinema.families.opensora.pocket.reader import Reader
+from kinema.families.opensora.mmdit import MMDiT
 from kinema.vae.causal3d import CausalAutoencoder
 
 
 class OpenSora(nn.Module):
-    """``transformer``, ``vae`` and ``words``, each a network of its own; T5 and CLIP are not part of it."""
+    """``transformer``, ``vae`` and ``words``, each a network of its own; T5 and CLIP are not part of it.
 
-    def __init__(self, config: Config) -> None:
+    ``vae``: a codec in place of the published one that the config names.
+    """
+
+    needs_pixels = False
+    """Whether training needs the pixels of clips, so that latents are not precomputed."""
+
+    def __init__(self, config: Config, vae: nn.Module | None = None) -> None:
         super().__init__()
-        hunyuan, self.stage = config.hunyuan, config.stage
         self.transformer = MMDiT(config.transformer)
-        self.vae: CausalAutoencoder | VideoDCAE | PocketCodec
-        self.reader: Reader | None = None
-        if config.vae == "dc-ae":
-            self.vae = VideoDCAE(config.dc_ae)
-        elif config.vae == "pocket":
-            self.vae, self.reader = PocketCodec(config.pocket), Reader(config.transformer.width)
-            start_as_identity(self.transformer)
-        else:
-            self.vae = CausalAutoencoder(hunyuan.channels, hunyuan.layers, hunyuan.latent, hunyuan.temporal)
+        self.vae = codec(config) if vae is None else vae
+        self.vae.requires_grad_(False)
         self.words = (
             PocketText(PocketTokenizer(config.words).size, config.transformer.text, length=config.text_length)
             if config.words
             else None
         )
-        self.requires_grad_(config.stage == "flow")
-        self.vae.requires_grad_(config.stage == "codec")
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks of the transformer."""
+        return [*self.transformer.double_blocks, *self.transformer.single_blocks]
 
 
-def start_as_identity(transformer: MMDiT) -> None:
-    """Zero the modulations and the output, so that at first blocks change nothing (adaLN-Zero, Peebles & Xie 2023)."""
-    layers = [module.lin for module in transformer.modules() if isinstance(module, Modulation)]
-    for layer in (*layers, transformer.final_layer.linear, transformer.final_layer.adaLN_modulation[1]):
-        nn.init.zeros_(cast(Tensor, layer.weight))
-        nn.init.zeros_(cast(Tensor, layer.bias))
+def codec(config: Config) -> nn.Module:
+    """A published codec, untrained."""
+    if config.vae == "dc-ae":
+        return VideoDCAE(config.dc_ae)
+    sizes = config.hunyuan
+    return CausalAutoencoder(sizes.channels, sizes.layers, sizes.latent, sizes.temporal)
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of the transformer, or of a codec in training."""
-    network = cast(OpenSora, model)
-    if isinstance(network.vae, PocketCodec) and network.stage == "codec":
-        return network.vae.blocks
-    transformer = network.transformer
-    return [*transformer.double_blocks, *transformer.single_blocks]
+    """The repeated blocks of the part that is sampled or trained."""
+    return cast(OpenSora, model).blocks
 
 
 def read_words(model: OpenSora, config: Config, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.files.opening import lacking
 from kinema.families.opensora.model import OpenSora, run
-from kinema.families.opensora.pocket import recipe as pocket
 from kinema.families.opensora.process import SIGMA_MIN, VELOCITY, flow
 from kinema.families.opensora.training import given, text
 from kinema.schema import BadRequest
@@ -35,8 +34,6 @@ def settings(config: Config) -> TrainingSettings:
 
     Raises BadRequest for a model without its codec.
     """
-    if config.vae == "pocket":
-        return pocket.CODEC if config.stage == "codec" else pocket.FLOW
     if config.absent:
         raise BadRequest(lacking(config))
     weights = CANVASES[config.vae] if config.transformer.conditioned else {"nothing": 1.0}
@@ -53,13 +50,6 @@ def settings(config: Config) -> TrainingSettings:
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """The flow's mean-squared error of each clip, [B]. Frames that the batch gives are conditioned on and count too."""
-    if config.vae == "pocket":
-        codec_trains = config.stage == "codec"
-        return (
-            pocket.codec_loss(model, batch, generator)
-            if codec_trains
-            else pocket.flow_loss(model, config, batch, generator)
-        )
     network = cast(OpenSora, model)
     x0, shown = given.latents(network, config, batch)
     shifted = flow(config.tokens(*batch.mask.shape[3:]), x0.shape[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from kinema.canvas import Canvas
 from kinema.checkpoints.convert import Layouts
@@ -13,15 +13,27 @@ from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.parameterise import Denoiser
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
 from kinema.events import OnEvent
-from kinema.families.opensora import conditioning, layout, options, process, recipe, sizes
+from kinema.families.opensora import conditioning, layout, options, process, sizes
 from kinema.families.opensora.codec import VideoCodec, codec_of
 from kinema.families.opensora.conditioning import Condition
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.files import lora, opening
+from kinema.families.opensora.kinds import kind_of
 from kinema.families.opensora.model import OpenSora, run
 from kinema.grid import Lattice
 from kinema.schema import BadRequest, Request
-from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training
+from kinema.system import (
+    Batch,
+    Checkpoints,
+    Conditions,
+    Defaults,
+    OpenedModel,
+    Process,
+    Sampling,
+    Slots,
+    Training,
+    TrainingSettings,
+)
 
 
 class OpenSoraSampling(Sampling):
@@ -61,7 +73,7 @@ class OpenSoraSampling(Sampling):
         """
         if kind == "nothing":
             return ("native",)
-        trained = kind != "region" or config.vae == "pocket"
+        trained = kind != "region" or kind_of(config).takes_regions
         own = ("native",) if config.transformer.conditioned and trained else ()
         return (*own, "replacement", "reconstruction")
 
@@ -124,5 +136,8 @@ class OpenSoraCheckpoints(Checkpoints):
 class OpenSoraTraining(Training):
     """How it is trained."""
 
-    loss = staticmethod(recipe.loss)
-    settings = staticmethod(recipe.settings)
+    def settings(self, config: Config) -> TrainingSettings:
+        return kind_of(config).settings(config)
+
+    def loss(self, model: nn.Module, config: Config, batch: Batch, generator: Generator) -> Tensor:
+        return kind_of(config).loss(model, config, batch, generator)

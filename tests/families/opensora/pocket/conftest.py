@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema.families.opensora.config import POCKET, Config
+from kinema.families.opensora.config import Config, PocketCodecConfig
 from kinema.families.opensora.mmdit import MMDiTConfig
-from kinema.families.opensora.model import OpenSora
-from kinema.families.opensora.pocket.codec import PocketCodec, PocketCodecConfig
+from kinema.families.opensora.pocket.codec import PocketCodec
+from kinema.families.opensora.pocket.model import PocketOpenSora
+from kinema.families.opensora.pocket.presets import POCKET
 
 SMALL = replace(
     POCKET,
@@ -42,15 +43,15 @@ def small() -> Config:
 
 
 @pytest.fixture
-def model() -> OpenSora:
+def model() -> PocketOpenSora:
     torch.manual_seed(0)
-    network = OpenSora(SMALL)
+    network = PocketOpenSora(SMALL)
     assert isinstance(network.vae, PocketCodec)
     with_random_weights(network.vae)
     return network
 
 
 @pytest.fixture
-def codec(model: OpenSora) -> PocketCodec:
+def codec(model: PocketOpenSora) -> PocketCodec:
     assert isinstance(model.vae, PocketCodec)
     return model.vae

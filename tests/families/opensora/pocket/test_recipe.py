@@ -12,9 +12,9 @@ from kinema.data import playroom
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.layout import latent_grid
-from kinema.families.opensora.model import OpenSora
 from kinema.families.opensora.pocket import recipe
 from kinema.families.opensora.pocket.codec import PocketCodec
+from kinema.families.opensora.pocket.model import PocketOpenSora
 from kinema.families.opensora.pocket.reader import object_cells, without_first_frame
 from kinema.schema import BadRequest
 from kinema.system import Batch
@@ -36,7 +36,7 @@ def batch_of(kinds: tuple[str, ...], *, scenes: bool = True) -> Batch:
     )
 
 
-def as_trained(network: OpenSora) -> OpenSora:
+def as_trained(network: PocketOpenSora) -> PocketOpenSora:
     """The network with a codec whose statistics are not those it starts with."""
     assert isinstance(network.vae, PocketCodec)
     network.vae.variance.fill_(2)
@@ -45,7 +45,7 @@ def as_trained(network: OpenSora) -> OpenSora:
 
 @pytest.mark.parametrize("stage", ["codec", "flow"])
 def test_a_stage_trains_the_codec_or_all_else(small: Config, stage: str) -> None:
-    network = OpenSora(replace(small, stage=stage))  # type: ignore[arg-type]
+    network = PocketOpenSora(replace(small, stage=stage))  # type: ignore[arg-type]
     trained = {name.partition(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == ({"vae"} if stage == "codec" else {"transformer", "words", "reader"})
 
@@ -55,7 +55,7 @@ def test_a_stage_trains_the_codec_or_all_else(small: Config, stage: str) -> None
 def test_every_trained_weight_gets_a_gradient(small: Config, stage: str, *, scenes: bool) -> None:
     config = replace(small, stage=stage)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    network = OpenSora(config)
+    network = PocketOpenSora(config)
     with torch.no_grad():
         for parameter in network.parameters():  # layers at zero pass no gradient on
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -71,7 +71,7 @@ def test_every_trained_weight_gets_a_gradient(small: Config, stage: str, *, scen
 def test_a_split_step_has_the_losses_of_the_whole(small: Config, stage: str) -> None:
     config = replace(small, stage=stage)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    network, batch = as_trained(OpenSora(config)).eval(), batch_of(KINDS[:6])
+    network, batch = as_trained(PocketOpenSora(config)).eval(), batch_of(KINDS[:6])
 
     def losses(part: Batch) -> torch.Tensor:
         return FAMILY.training.loss(network, config, part, torch.Generator().manual_seed(3))
@@ -87,7 +87,7 @@ def test_a_split_step_moves_the_statistics_as_the_whole_does(small: Config) -> N
     moved = []
     for parts in (1, 4):
         torch.manual_seed(0)
-        network = OpenSora(replace(small, stage="codec")).train()
+        network = PocketOpenSora(replace(small, stage="codec")).train()
         assert isinstance(network.vae, PocketCodec)
         with torch.no_grad():
             for part in batch.parts(parts):
@@ -98,7 +98,7 @@ def test_a_split_step_moves_the_statistics_as_the_whole_does(small: Config) -> N
 
 
 def test_the_codec_loss_stays_on_the_device_of_the_clips(small: Config) -> None:
-    network = OpenSora(replace(small, stage="codec")).to("meta").eval()
+    network = PocketOpenSora(replace(small, stage="codec")).to("meta").eval()
     batch = batch_of(KINDS[:2], scenes=False)
     loss = recipe.codec_loss(network, replace(batch, video=batch.video.to("meta")), torch.Generator())
     assert loss.is_meta
@@ -107,7 +107,7 @@ def test_the_codec_loss_stays_on_the_device_of_the_clips(small: Config) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_given_in_training_is_what_sampling_gives(
-    small: Config, model: OpenSora, codec: PocketCodec, kind: str
+    small: Config, model: PocketOpenSora, codec: PocketCodec, kind: str
 ) -> None:
     batch, grid = batch_of((kind,)), latent_grid(small)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_unknown_pixels_do_not_leak_into_what_is_given(small: Config, codec: Poc
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
-def test_the_codec_loss_of_a_perfect_codec_is_its_kl_term(small: Config, model: OpenSora) -> None:
+def test_the_codec_loss_of_a_perfect_codec_is_its_kl_term(small: Config, model: PocketOpenSora) -> None:
     batch = batch_of(("nothing",))
 
     class Perfect(torch.nn.Module):
@@ -141,7 +141,7 @@ def test_the_codec_loss_of_a_perfect_codec_is_its_kl_term(small: Config, model: 
 
         def update_statistics(self, mean: torch.Tensor, share: float) -> None: ...
 
-    parts: Mapping[str, object] = {"vae": Perfect()}
+    parts: Mapping[str, object] = {"codec": Perfect()}
     stand_in = torch.nn.Module()
     for name, value in parts.items():
         setattr(stand_in, name, value)
@@ -174,6 +174,6 @@ def test_the_reader_reads_from_the_second_frame_on() -> None:
 
 
 def test_an_untrained_codec_is_refused(small: Config) -> None:
-    network = OpenSora(small)
+    network = PocketOpenSora(small)
     with pytest.raises(BadRequest, match=r"codec of this pocket model is untrained: train it first \(stage codec\)"):
         recipe.flow_loss(network, small, batch_of(("nothing",)), torch.Generator())

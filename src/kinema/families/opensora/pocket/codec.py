@@ -11,7 +11,6 @@ Letters: B clips, C channels, T H W pixel frames, rows and columns, c t h w thos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,32 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.families.opensora.config import PocketCodecConfig
+
 EPS = 1e-6
 MOMENTUM = 0.02
 """Weight of one step's batch in the running mean and variance of the latents."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
-HALVINGS = 2
-"""How often time halves; sides halve once, below the folded pixels."""
-
-
-@dataclass(frozen=True)
-class PocketCodecConfig:
-    """Sizes of the codec."""
-
-    latent: int = 32
-    fold: int = 4
-    """Side of the squares of pixels that are folded into channels."""
-    channels: tuple[int, int, int] = (96, 96, 96)
-    """At folded pixels, at half their size in space and time, and at the latents."""
-    encoding: tuple[int, int, int] = (1, 1, 1)
-    """Residual blocks of the encoder at each of these."""
-    decoding: tuple[int, int, int] = (3, 2, 1)
-    """Those of the decoder, which runs once, while encoding runs at every step of training."""
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Pixels of one latent cell along (time, height, width)."""
-        return (2**HALVINGS, 2 * self.fold, 2 * self.fold)
 
 
 class PocketCodec(nn.Module):

@@ -17,8 +17,9 @@ from kinema.diffusion.schedules import RectifiedFlow
 from kinema.families.opensora import conditioning
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
-from kinema.families.opensora.model import OpenSora, run
+from kinema.families.opensora.model import run
 from kinema.families.opensora.pocket.codec import PocketCodec
+from kinema.families.opensora.pocket.model import PocketOpenSora
 from kinema.families.opensora.pocket.reader import object_cells
 from kinema.families.opensora.process import VELOCITY
 from kinema.grid import LatentGrid
@@ -55,7 +56,7 @@ READER_WEIGHT = 0.02
 
 def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
     """Absolute and squared error of pixels and of their change in time, plus a small KL term, [B]."""
-    codec, video = cast(PocketCodec, cast(OpenSora, model).vae), batch.video
+    codec, video = cast(PocketOpenSora, model).codec, batch.video
     mean, log_variance = (x.float() for x in codec.raw(video))
     if codec.training:
         codec.update_statistics(mean, len(video) / batch.count)
@@ -73,16 +74,15 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
 
 def flow_loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """The velocity's squared error, with more weight on objects, plus the reader's loss, [B]."""
-    network, video = cast(OpenSora, model), batch.video
-    codec, grid, reader = cast(PocketCodec, network.vae), latent_grid(config), network.reader
-    assert reader is not None
+    network, video = cast(PocketOpenSora, model), batch.video
+    codec, grid, reader = network.codec, latent_grid(config), network.reader
     assert config.shift is not None
     if not codec.trained:
         raise BadRequest(
             "the codec of this pocket model is untrained: train it first (stage codec), or start from opensora-pocket"
         )
     with torch.no_grad():
-        x0 = codec.encode(video).float()
+        x0 = codec.encode(video).to(video)
         shown = given(codec, grid, batch, x0)
     level = batch.own(draw_levels(RectifiedFlow(config.shift), batch.count, generator))
     eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)

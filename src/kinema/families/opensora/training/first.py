@@ -159,7 +159,7 @@ def latents(network: OpenSora1, batch: Batch) -> Tensor:
 
     In float32 under autocast too, since the loss has their precision.
     """
-    return codec_of(network).encode(batch.video).float() if batch.encoded is None else batch.encoded[LATENTS]
+    return codec_of(network).encode(batch.video).to(batch.video) if batch.encoded is None else batch.encoded[LATENTS]
 
 
 @torch.no_grad()

@@ -8,10 +8,12 @@ Letters: B clips, C latent channels, T H W pixel frames, rows and columns, t h w
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from kinema.families.opensora.codec import VideoCodec, codec_of
+from kinema.families.opensora.codec import VideoCodec, VideoCoder, codec_of
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.layout import latent_grid
 from kinema.families.opensora.model import OpenSora
@@ -26,7 +28,9 @@ LATENTS, FIRST, LAST = "latents", "first", "last"
 @torch.no_grad()
 def encode(network: OpenSora, video_B3THW: Tensor) -> dict[str, Tensor]:
     """What is precomputed of clips. Modes of the posterior, so that they can be."""
-    codec = VideoCodec(network.vae, 1.0, causal=False)  # the scale and its causality belong to decoding and to configs
+    codec = VideoCodec(
+        cast(VideoCoder, network.vae), 1.0, causal=False
+    )  # the scale and its causality belong to decoding and to configs
     parts = {LATENTS: video_B3THW, FIRST: video_B3THW[:, :, :1], LAST: video_B3THW[:, :, -1:]}
     return {name: codec.encode(video) for name, video in parts.items()}
 
@@ -41,7 +45,7 @@ def latents(network: OpenSora, config: Config, batch: Batch) -> tuple[Tensor, Te
     if batch.encoded is not None:
         return _precomputed(config, batch)
     codec, grid = codec_of(config, network), latent_grid(config)
-    x0 = codec.encode(batch.video).float()  # under autocast too: the loss has their precision
+    x0 = codec.encode(batch.video).to(batch.video)  # under autocast too: the loss has their precision
     shown = []
     for video, mask in zip(batch.video.split(1), batch.mask.split(1), strict=True):
         visible = video * mask  # as in sampling: of a partly given frame, too, the rest is not seen

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kinema.checkpoints.lora_formats import Lora
 from kinema.families.opensora.config import Config as Config2
+from kinema.families.opensora.kinds import kind_of
 from kinema.families.opensora.model import OpenSora
-from kinema.families.opensora.pocket.codec import PocketCodec
 from kinema.families.opensora.training import adapters, first, given, text
 from kinema.families.opensora.training.stages import STAGES, stage_of
 from kinema.families.opensora.v1.config import Config as Config1
@@ -26,7 +26,7 @@ TIMES = tuple(k / 11 for k in range(1, 11))
 
 def times(config: Config) -> Sequence[float]:
     """Those of the published models; the pocket model's losses have none."""
-    return () if isinstance(config, Config2) and config.vae == "pocket" else TIMES
+    return TIMES if isinstance(config, Config1) or kind_of(config).timed else ()
 
 
 _ATTENTION = r"(attn|attn_temp)\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|proj)"
@@ -51,10 +51,11 @@ class OpenSoraTuning(Tuning):
     opens_alone = False
 
     def staged(self, config: Config, name: str) -> Config:
-        if isinstance(config, Config2) and config.vae == "pocket" and name in ("codec", "flow"):
-            return replace(config, stage=cast(Any, name))
         if not isinstance(config, Config1):
-            known = "expected codec or flow" if config.vae == "pocket" else "leave it out"
+            stages = kind_of(config).stages
+            if name in stages:
+                return replace(config, stage=cast(Any, name))
+            known = f"expected {' or '.join(stages)}" if stages else "leave it out"
             raise BadRequest(f"this opensora model has no training stage {name!r}; {known}")
         if stage_of(config.version, name) is None:
             known = ", ".join(STAGES[config.version])
@@ -74,9 +75,10 @@ class OpenSoraTuning(Tuning):
         return {} if low is None else adapters.files(config, low)
 
     def frozen(self, model: nn.Module) -> dict[str, Tensor]:
-        vae = cast(OpenSora | OpenSora1, model).vae
-        if isinstance(vae, PocketCodec):
+        network = cast(OpenSora | OpenSora1, model)
+        if isinstance(network, OpenSora) and network.needs_pixels:
             raise BadRequest("training of the pocket model needs the pixels of clips; train on the clips themselves")
+        vae = network.vae
         return {f"vae.{name}": x for name, x in vae.state_dict().items() if "decoder." not in name}
 
     def encode(self, model: nn.Module, video_BCTHW: Tensor) -> dict[str, Tensor]:
