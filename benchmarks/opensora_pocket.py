@@ -210,7 +210,7 @@ def part(clip: Clip, frames: int, folder: Path) -> Path:
 
 def tail(model: Model, prompt: str, clip: Clip, folder: Path) -> Clip:
     """The last frame alone is given."""
-    return model.animate(prompt=prompt, last_image=frame(clip, FRAMES - 1, folder), seed=1)
+    return model.animate(prompt=prompt, keyframes={FRAMES - 1: frame(clip, FRAMES - 1, folder)}, seed=1)
 
 
 KINDS: dict[str, Callable[[Model, str, Clip, Path], Clip]] = {
@@ -230,7 +230,7 @@ KINDS: dict[str, Callable[[Model, str, Clip, Path], Clip]] = {
 }
 ON_IMAGES: dict[str, Callable[[Model, Path], Clip]] = {
     "head": lambda model, image: model.animate(image, "a red ball rolls right", seed=1),
-    "tail": lambda model, image: model.animate(prompt="a red ball rolls right", last_image=image, seed=1),
+    "tail": lambda model, image: model.animate(prompt="a red ball rolls right", keyframes={FRAMES - 1: image}, seed=1),
     "loop": lambda model, image: model.animate(image, "a red ball rolls right", loop=True, seed=1),
 }
 
