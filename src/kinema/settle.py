@@ -13,6 +13,7 @@ from typing import cast
 import torch
 
 from kinema import registry, spans
+from kinema.bounds import first_names, printable
 from kinema.conditioning.prompts import lora_tags
 from kinema.conditioning.prompts.signs import unread
 from kinema.deprecated import renamed
@@ -25,7 +26,7 @@ from kinema.schema import FREE_INIT, TASK_FIELDS, BadRequest, Request, flag, pla
 from kinema.system import System
 from kinema.tasks import TASKS
 from kinema.tasks.inputs import require_prompt
-from kinema.values import quoted
+from kinema.values import counted, quoted
 
 WINDOW_OPTIONS = ("window_places", "window_weights", "window_stride", "window_in", "noise_type")
 
@@ -164,9 +165,16 @@ def with_prompt_syntax(system: System, request: Request, on_event: OnEvent = ign
     if own.takes_prompt and (found := [sign for text in prompts_of(request) for sign in unread(text, syntax)]):
         reader = f"{name} takes plain prompts and" if len(syntaxes) == 1 else f"--prompt-syntax {syntax}"
         on_event(Note(f"{reader} reads {', '.join(dict.fromkeys(found))} as words"))
-    if own.prompts is None:
-        return request
-    return own.prompts.settled(replace(request, prompt_syntax=syntax), on_event)
+    loras = system.loras.files
+    if own.prompts is not None:
+        return own.prompts.settled(replace(request, prompt_syntax=syntax), loras, on_event)
+    for file in loras:
+        if file.embeddings:
+            count, where = counted(len(file.embeddings), "embedding"), printable(file.path.name, 100)
+            on_event(
+                Note(f"{where} contains {count} ({first_names(list(file.embeddings))}), which {name} does not use")
+            )
+    return request
 
 
 def with_prompt_loras(system: System, request: Request, on_event: OnEvent = ignore) -> Request:

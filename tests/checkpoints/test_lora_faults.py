@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kinema.checkpoints import lora_use
 from kinema.checkpoints.lora_formats import read_plain
 from kinema.checkpoints.lora_use import LoraFile, read_loras
 from kinema.schema import BadRequest
@@ -150,10 +151,19 @@ def test_a_million_keys_are_refused_by_the_header(tmp_path: Path) -> None:
         read_loras({tmp_path / "many.safetensors": 1.0}, SHAPES, {}, "a model")
 
 
-def test_embeddings_in_the_file_are_left_out_and_noted(tmp_path: Path) -> None:
+def test_embeddings_in_the_file_are_read_beside_the_layers(tmp_path: Path) -> None:
     file = opened(tmp_path, lora() | {"bundle_emb.mascot.clip_l": ones(1, 6)})
     assert list(file.lora) == [LAYER]
-    assert file.notes == ("a.safetensors also contains 1 embedding (mascot), which only the prompt can name: not used",)
+    assert list(file.embeddings) == ["mascot"]
+    assert torch.equal(file.embeddings["mascot"]["clip_l"], ones(1, 6))
+
+
+def test_embeddings_in_the_file_are_bounded_and_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadRequest, match=r"embeddings \(mascot\) that are not floating-point"):
+        opened(tmp_path, lora() | {"bundle_emb.mascot.clip_l": ones(1, 6).long()})
+    monkeypatch.setattr(lora_use, "MAX_EMBEDDINGS", 23)
+    with pytest.raises(BadRequest, match="a.safetensors has embeddings of 24 bytes; expected at most 23"):
+        opened(tmp_path, lora() | {"bundle_emb.mascot.clip_l": ones(1, 6)})
 
 
 def test_only_plain_loras_have_other_layouts(tmp_path: Path) -> None:

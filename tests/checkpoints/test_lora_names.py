@@ -11,7 +11,7 @@ import pytest
 
 from kinema import registry
 from kinema.checkpoints.lora_formats import Alias, layers_of, match_keys
-from kinema.checkpoints.lora_names import bundled, bundled_note, is_lora, split, unsupported
+from kinema.checkpoints.lora_names import bundled, is_lora, split, unsupported
 from kinema.nn.meta import on_meta
 
 PAGE = Path(__file__).resolve().parents[2] / "src/kinema/families/animatediff/README.md"
@@ -105,18 +105,19 @@ def test_files_of_other_kinds_are_no_loras():
     assert not is_lora([])
 
 
-def test_bundled_embeddings_are_named():
-    names = [
-        "bundle_emb.mascot.string_to_param.*",
-        "bundle_emb.mascot.clip_l",
-        "bundle_emb.style.clip_g",
-        "a.alpha",
-    ]
-    assert bundled(names) == ["mascot", "style"]
-    assert bundled_note(names, "a") == (
-        "a also contains 2 embeddings (mascot, style), which only the prompt can name: not used"
-    )
-    assert not bundled_note(names[-1:], "a")
+def test_bundled_embeddings_are_found_by_name_and_table():
+    """As LyCORIS's and OneTrainer's tools write them; a name may have dots where its key is a usual one."""
+    found = {
+        "mascot": {"*": "bundle_emb.mascot.string_to_param.*"},
+        "style": {"clip_l": "bundle_emb.style.clip_l", "clip_g": "bundle_emb.style.clip_g"},
+        "<one>": {"clip_l": "bundle_emb.<one>.clip_l", "clip_l_out": "bundle_emb.<one>.clip_l_out"},
+        "v1.5 cat": {"emb_params": "bundle_emb.v1.5 cat.emb_params"},
+        "toy": {"<toy>": "bundle_emb.toy.<toy>"},
+        "bare": {"": "bundle_emb.bare"},
+    }
+    names = [name for tables in found.values() for name in tables.values()]
+    assert bundled([*names, "a.alpha"]) == found
+    assert not bundled(["a.alpha"])
 
 
 def test_a_role_is_found_by_the_whole_ending():

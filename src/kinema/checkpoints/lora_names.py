@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from kinema.bounds import first_names
-from kinema.values import counted
 
 KOHYA = {
     "lora_unet_": "unet",
@@ -72,6 +71,7 @@ _SHARED = frozenset({"alpha", "rescale", "weight", "a1", "a2", "b1", "b2", "bm",
 """Roles whose endings files of other kinds have too, so that they do not identify a LoRA."""
 BUNDLED = "bundle_emb."
 """What tensors of textual-inversion embeddings begin with that LyCORIS and OneTrainer keep in a LoRA's file."""
+_BUNDLED_END = re.compile(r"\.((?:clip_[lg]|emb_params)(?:_out)?|string_to_param\..*)$")
 UNSUPPORTED = (
     (r"\.(oft_R|oft_r)(\.|$)", "an OFT that rotates a layer's input (PEFT, OneTrainer)"),
     (r"\.oft_diag$", "an OFT of early LyCORIS versions"),
@@ -119,18 +119,20 @@ def unsupported(names: Iterable[str]) -> str:
     return next(f"{kind} ({first_names([name])})" for pattern, kind in UNSUPPORTED if re.search(pattern, name))
 
 
-def bundled(names: Iterable[str]) -> list[str]:
-    """The embeddings that a LoRA's file contains, by name."""
-    return sorted({name.removeprefix(BUNDLED).split(".")[0] for name in names if name.startswith(BUNDLED)})
+def bundled(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The embeddings that a LoRA's file contains: for each name, its tables by key and the tensor that holds each.
 
-
-def bundled_note(names: Iterable[str], where: str) -> str:
-    """Say which embeddings a file contains, "" without any."""
-    found = bundled(names)
-    if not found:
-        return ""
-    count = counted(len(found), "embedding")
-    return f"{where} also contains {count} ({first_names(found)}), which only the prompt can name: not used"
+    ``bundle_emb.NAME.KEY``, or ``bundle_emb.NAME.string_to_param.KEY`` for a bundled file of AUTOMATIC1111. A name ends
+    before its first dot, as in AUTOMATIC1111, unless a usual key shows that it has dots.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        if name.startswith(BUNDLED):
+            inner = name.removeprefix(BUNDLED)
+            known = _BUNDLED_END.search(inner)
+            own, key = (inner[: known.start()], known[1]) if known else inner.partition(".")[::2]
+            found.setdefault(own, {})[key.removeprefix("string_to_param.")] = name
+    return dict(sorted(found.items()))
 
 
 class Names(Generic[Value]):

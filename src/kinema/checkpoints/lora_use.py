@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kinema import registry
+from kinema.bounds import first_names
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import (
     Alias,
@@ -26,14 +27,17 @@ from kinema.checkpoints.lora_formats import (
     merged,
     read_lora,
 )
-from kinema.checkpoints.lora_names import bundled_note
+from kinema.checkpoints.lora_names import bundled
 from kinema.checkpoints.peft import foreign_settings_note, saved_alphas
 from kinema.checkpoints.signatures import describe, lora_kind
 from kinema.checkpoints.source import Source
+from kinema.checkpoints.stream import Stream
 from kinema.schema import BadRequest, plain_number
 
 MOST = 100.0
 """Largest absolute weight; typical weights are -2 to 2."""
+MAX_EMBEDDINGS = 64 * 2**20
+"""Limit on the bytes of the embeddings in a file; 75 vectors of SDXL have 600 kB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +45,8 @@ class LoraFile:
     """A LoRA in use: its file, its weight, and its differences by native module name.
 
     ``settings`` are the alphas that PEFT saved next to the file, if it did; ``notes`` what the user should know of the
-    file. Compares by identity: the file may have changed between two reads.
+    file; ``embeddings`` the tables of textual-inversion embeddings in it, by name, which the weight does not scale.
+    Compares by identity: the file may have changed between two reads.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class LoraFile:
     lora: Differences = field(repr=False)
     settings: str = field(default="", repr=False)
     notes: tuple[str, ...] = ()
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def hash(self) -> str:
@@ -137,5 +143,17 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
         raise BadRequest(f"{path} is not a LoRA: it is {describe(source)}; expected a LoRA file")
     lora = read_lora(path, modules, aliases)
     check_shapes(lora, shapes, f"{path.name} is {lora_kind(source.header)}, not of {model}: it")
-    notes = (bundled_note(source.header, path.name), foreign_settings_note(path, source.header))
-    return LoraFile(path, float(weight), lora, saved_alphas(path), tuple(filter(None, notes)))
+    note = foreign_settings_note(path, source.header)
+    return LoraFile(path, float(weight), lora, saved_alphas(path), (note,) if note else (), _embeddings(source))
+
+
+def _embeddings(source: Source) -> dict[str, dict[str, Tensor]]:
+    """The tables of the embeddings in a LoRA's file. Raises BadRequest for tables that are too large or no floats."""
+    names, where = bundled(source.header), source.path.name
+    entries = [source.header[name] for tables in names.values() for name in tables.values()]
+    if (size := sum(math.prod(shape) * dtype.itemsize for shape, dtype in entries)) > MAX_EMBEDDINGS:
+        raise BadRequest(f"{where} has embeddings of {size:,} bytes; expected at most {MAX_EMBEDDINGS:,}")
+    if not all(dtype.is_floating_point for _, dtype in entries):
+        raise BadRequest(f"{where} has embeddings ({first_names(list(names))}) that are not floating-point numbers")
+    stored = Stream(source.path) if names else {}
+    return {name: {key: stored[full] for key, full in tables.items()} for name, tables in names.items()}

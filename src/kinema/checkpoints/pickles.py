@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,9 @@ _PICKLES = 5
 """Consecutive pickles at the start of a file from before PyTorch 1.6; the data follows."""
 _BYTEARRAYS = ("bytearray", "builtins bytearray", "__builtin__ bytearray")
 """Names in pickles of the only type allowed by torch that allocates memory from just an integer."""
+_PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
+_ALLOWING = threading.Lock()
+"""Held while torch's own list of allowed names has one more: the list belongs to the process."""
 _SHARED = 8
 """Limit on the bytes of all tensors relative to the file: tied weights share storage."""
 
@@ -60,17 +64,41 @@ def read_content(file: Path, device: str) -> Any:
     _check_size(file)
     try:
         try:
-            content = torch.load(file, map_location=device, weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
+            content = _load(file, device)
+        except pickle.UnpicklingError as error:
+            if _PARAMETER_DICT not in str(error):
                 raise
-            # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
-            content = torch.load(file, map_location=device, weights_only=True)
+            with _ALLOWING, torch.serialization.safe_globals([(_ParameterTable, _PARAMETER_DICT)]):
+                content = _load(file, device)
     except pickle.UnpicklingError as error:
         raise BadRequest(_refusal(file, str(error))) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise BadRequest(f"{file.name} cannot be read: it is cut short, damaged or not a weight file") from error
     return content
+
+
+def _load(file: Path, device: str) -> Any:
+    try:
+        return torch.load(file, map_location=device, weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+        # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
+        return torch.load(file, map_location=device, weights_only=True)
+
+
+class _ParameterTable(dict[str, Tensor]):
+    """What a ``ParameterDict`` in a pickle is read as: its parameters, and nothing else that the pickle states of it.
+
+    Textual inversion's first embeddings have one. The class of that name is never made, so its state sets no attribute.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        """Take the parameters. Raises ValueError for a state that has none."""
+        parameters = state.get("_parameters") if type(state) is dict else None
+        if not isinstance(parameters, dict):
+            raise ValueError("a ParameterDict without parameters")
+        self.update({str(name): value for name, value in parameters.items() if isinstance(value, Tensor)})
 
 
 # ---------------------------------------------------------------------------- checks before reading

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from kinema.canvas import Canvas
+from kinema.checkpoints.lora_use import LoraFile
 from kinema.diffusion.guidance import Guidance
 from kinema.diffusion.overwrite import KnownRegion
 from kinema.diffusion.parameterise import Denoiser, Parameterisation
@@ -62,13 +63,13 @@ class Series(Protocol):
 class Prompts:
     """How a model reads prompts with weights and schedules.
 
-    ``settled(request, on_event)`` returns the request with the files that its prompts name in place of folders; it must
-    not change a settled request.
+    ``settled(request, loras, on_event)`` returns the request with the files that its prompts name in place of folders,
+    and with what they name in the active LoRAs; it must not change a settled request.
     """
 
     syntaxes: tuple[PromptSyntax, ...]
     """The first is the default."""
-    settled: Callable[[Request, OnEvent], Request]
+    settled: Callable[[Request, Sequence[LoraFile], OnEvent], Request]
 
 
 @dataclass(frozen=True)

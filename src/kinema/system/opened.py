@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kinema.checkpoints.lora_use import Loras
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.schema import Request
 from kinema.system.weights import Weights
@@ -34,6 +35,10 @@ class OpenedModel(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """The precision the network computes in."""
+
+    @property
+    def loras(self) -> Loras:
+        """The active LoRAs."""
 
     @property
     def offline(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinema.conditioning.prompts import embeddings, folders, lora_tags
-from kinema.conditioning.prompts.embeddings import named_in, vectors, without_sign
+from kinema.conditioning.prompts.embeddings import IN_LORA, named_in, vectors, without_sign
 from kinema.schema import BadRequest
 
 TABLE = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
@@ -32,6 +32,48 @@ def test_every_layout_gives_the_same_vectors(tmp_path):
         (found,) = vectors(str(tmp_path / name), [8], 75)
         assert found.dtype == torch.float32
         assert torch.allclose(found, TABLE, atol=1e-3 if "params" in name else 0), name
+
+
+def test_embeddings_with_a_parameter_dict_are_read(tmp_path):
+    """The layout of the first textual inversions, whose ``.pt`` is also AUTOMATIC1111's oldest."""
+    table = torch.nn.ParameterDict({"*": torch.nn.Parameter(TABLE)})
+    content = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": table}
+    torch.save(content, tmp_path / "x.pt")
+    (found,) = vectors(str(tmp_path / "x.pt"), [8], 75)
+    assert torch.equal(found, TABLE)
+    assert type(found) is torch.Tensor
+    assert not torch.serialization.get_safe_globals()
+
+
+def test_a_parameter_dict_admits_nothing_else(tmp_path):
+    table = torch.nn.ParameterDict({"*": torch.nn.Parameter(TABLE)})
+    for name, content in (("code.pt", [table, Attack()]), ("module.pt", [table, torch.nn.Linear(2, 2)])):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(BadRequest, match=r"contains Python code \((posix.system|torch.nn.modules.linear.Linear)"):
+            vectors(str(tmp_path / name), [8], 75)
+
+
+@pytest.mark.parametrize(
+    "state", [None, [], {}, {"_parameters": [1]}, ({}, {"update": None}), {"_parameters": {"a": 1}}]
+)
+def test_a_parameter_dict_of_another_state_is_refused(state, tmp_path):
+    """Its state is data: it sets no attribute, runs nothing, and gives no table."""
+
+    class Forged:
+        def __reduce__(self):
+            return (torch.nn.ParameterDict, (), state)
+
+    torch.save({"string_to_param": Forged()}, tmp_path / "x.pt")
+    with pytest.raises(BadRequest, match=r"x.pt (cannot be read|is not a textual-inversion embedding)"):
+        vectors(str(tmp_path / "x.pt"), [8], 75)
+
+
+def test_pivotal_tuning_files_of_diffusers_are_read(tmp_path):
+    """``NAME_emb.safetensors`` beside a LoRA: one row for each of its new tokens, for SD 1.5 and for SDXL."""
+    save_file({"clip_l": TABLE}, tmp_path / "cat_emb.safetensors")
+    (found,) = vectors(str(tmp_path / "cat_emb.safetensors"), [8], 75)
+    assert torch.equal(found, TABLE)
+    assert named_in(["a cat_emb"], str(tmp_path), "a1111") == {"cat_emb": str(tmp_path / "cat_emb.safetensors")}
 
 
 def test_a_single_vector_is_one_row(tmp_path):
@@ -119,6 +161,23 @@ def test_prompts_name_embeddings(tmp_path):
         with pytest.raises(BadRequest, match="no embedding 'styles'; did you mean style"):
             named(syntax, "embedding:styles")
     assert without_sign("a embedding:art, embedding:x", ["art"]) == "a art, embedding:x"
+
+
+def test_an_embedding_in_a_lora_is_named_as_those_of_a_folder_are_which_come_first(tmp_path):
+    """So in AUTOMATIC1111, which skips a bundled embedding whose name the folder has."""
+    torch.save({"<x>": TABLE}, tmp_path / "zed.pt")
+    zed, bundle = str(tmp_path / "zed.pt"), {"Zed", "zed", "mascot"}
+    for syntax, text, folder, found in (
+        ("a1111", "a (mascot:1.2)", None, {"mascot": IN_LORA}),
+        ("a1111", "embedding:mascot, mascots", None, {"mascot": IN_LORA}),
+        ("a1111", "mascots", None, {}),
+        ("a1111", "zed and mascot", str(tmp_path), {"Zed": IN_LORA, "zed": zed, "mascot": IN_LORA}),
+        ("comfy", "embedding:zed mascot", str(tmp_path), {"zed": zed}),
+        ("comfy", "embedding:mascot", str(tmp_path), {"mascot": IN_LORA}),
+    ):
+        assert named_in([text], folder, syntax, bundle) == found, text
+    with pytest.raises(BadRequest, match="no embedding 'mascots'"):
+        named_in(["embedding:mascots"], str(tmp_path), "comfy", bundle)
 
 
 def test_each_folder_of_diffusers_has_a_token_of_its_own(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from kinema.api import load
 from kinema.canvas import Canvas
 from kinema.checkpoints import files
+from kinema.cli.main import main
 from kinema.evaluation.sampling import Sampling
 from kinema.events import Note
 from kinema.families.animatediff.config import PRESETS, to_json
@@ -228,6 +229,60 @@ def test_models_of_whole_words_take_no_embeddings(tmp_path):
     words = load("animatediff", preset="tiny")
     with pytest.raises(BadRequest, match="whole words of its own vocabulary and takes no embeddings"):
         build_job(words.system, ask("zed", extra={"embeddings": str(tmp_path)}))
+
+
+@pytest.fixture
+def bundle(model, tmp_path):
+    """A LoRA without effect that contains three embeddings, in two layouts."""
+    width = model.system.config.text[0].width
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{name}.lora_A.weight": torch.ones(2, 32), f"{name}.lora_B.weight": torch.zeros(32, 2)}
+    table = torch.randn(2, width, generator=torch.Generator().manual_seed(2))
+    torch.save({"string_to_param": {"*": table}}, tmp_path / "zed.pt")
+    lora |= {"bundle_emb.mascot.string_to_param.*": table, "bundle_emb.odd.clip_l": torch.zeros(1, 3)}
+    lora |= {"bundle_emb.one.clip_l": table.clone(), "bundle_emb.one.clip_l_out": table.clone()}
+    save_file(lora, tmp_path / "ink.safetensors")
+    return tmp_path / "ink.safetensors"
+
+
+def test_embeddings_in_a_lora_equal_those_of_files_at_any_weight_of_it(model, bundle):
+    wanted = model.run(ask("a zed", extra={"embeddings": str(bundle.parent)})).video
+    for prompt, options in (
+        ("a mascot", {}),
+        ("a one", {}),
+        ("a embedding:mascot", {"prompt_syntax": "comfy"}),
+        ("a mascot<lora:ink:0.3>", {"loras": None, "lora_folder": str(bundle.parent)}),
+        ("a mascot", {"loras": {str(bundle): 0.0}}),
+    ):
+        clip = model.run(ask(prompt, **{"loras": {str(bundle): 1.0}, **options}))
+        assert torch.equal(clip.video, wanted), prompt
+        assert not torch.equal(clip.video, model.run(ask("a mascot")).video)
+    stage = clip.recipe["stages"][0]
+    assert stage["request"]["extra"] == {"embeddings": {"mascot": "in a LoRA"}}
+    assert "extra_inputs" not in clip.recipe
+    assert str(bundle.parent) not in json.dumps(clip.recipe)
+
+
+def test_a_clip_with_an_embedding_in_a_lora_is_replayed_with_the_lora_alone(model, bundle, tmp_path, capsys):
+    clip = load(model.system.weights.path, loras={bundle: 0.5}).run(ask("a mascot", negative_prompt="one"))
+    clip.save(tmp_path / "a.mp4")
+    argv = ["replay", str(tmp_path / "a.mp4"), "--model", str(model.system.weights.path), "-o", str(tmp_path / "b.mp4")]
+    assert main([*argv, "--lora", f"{bundle}:0.5"]) == 0
+    assert "are identical to those of a.mp4" in capsys.readouterr().err
+
+
+def test_embeddings_in_a_lora_that_change_nothing_are_noted_or_refused(model, bundle):
+    loras = {"loras": {str(bundle): 1.0}}
+    notes = notes_of(model, ask("a one", **loras))
+    assert "ink.safetensors contains 2 embeddings (mascot, odd), not used: only the prompt can name embeddings" in notes
+    assert "ink.safetensors has embeddings for the output of the text encoder, which are not used" in notes
+    plain = notes_of(model, ask("a mascot", prompt_syntax="plain", **loras))
+    assert any("ink.safetensors contains 3 embeddings (mascot, odd, one), not used" in note for note in plain)
+    with pytest.raises(BadRequest, match="embedding odd in ink.safetensors has vectors 1×3, of another model"):
+        build_job(model.system, ask("an odd", **loras))
+    with pytest.raises(BadRequest, match="the embedding mascot is in no LoRA of this request"):
+        build_job(model.system, ask("mascot", extra={"embeddings": {"mascot": "in a LoRA"}}))
+    build_job(model.system, ask("a"))  # the LoRAs of the model's next request are its own
 
 
 def test_a_lora_that_a_prompt_names_is_added_at_its_weight(model, tmp_path):

@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinema.api import Model
+from kinema.api import Model, load
+from kinema.events import Event, Note
 from kinema.families.opensora import conditioning
 from kinema.families.opensora.config import TINY, TINY_DC_AE, Config
 from kinema.families.opensora.family import FAMILY
 from kinema.job import plan_job
 from kinema.media.read import read_image, read_video
 from kinema.schema import Clip, Request
+from kinema.settle import note_branches, with_defaults
 from kinema.system import System, Weights
 
 SIDE = 16
@@ -161,3 +163,16 @@ def test_the_negative_branch_is_the_blank_one_where_nothing_is_given(systems: di
         found = conditioning.conditions(system, words, work.stage.request, work.canvas)
     assert found.branches["blank"] is found.branches["negative"]
     assert found.given is None
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-1.3"])
+def test_options_of_guidance_are_noted_at_a_scale_of_1_where_nothing_is_given(preset: str) -> None:
+    """Then only the prompt's branch is left; given frames keep the branch without them, which image guidance needs."""
+    system = load("opensora", preset=preset).system
+    for task, noted in (("generate", True), ("animate", False)):
+        request = Request(task=task, prompt="a ball", guidance=1.0, guidance_rescale=0.5, frames=5, steps=2, seed=1)
+        found: list[Event] = []
+        note_branches(system, with_defaults(system, request), found.append)
+        assert (Note("--guidance-rescale is not used, since the guidance scale is 1") in found) == noted
+    long = with_defaults(system, request.with_(task="generate", frames=200))  # whose blocks are given the last frames
+    assert set(system.guidance(long).branches) == {"positive", "negative", "blank"}

@@ -1,13 +1,13 @@
 """Textual-inversion embeddings: word vectors in files, for the words of prompts that name them.
 
 Layouts: AUTOMATIC1111's ``.pt`` (``string_to_param``), diffusers' ``learned_embeds`` (one tensor under its token, also
-as ``emb_params``), and SDXL's (``clip_l`` and ``clip_g``).
+as ``emb_params``), and SDXL's (``clip_l`` and ``clip_g``). A LoRA's file may contain some, too (``bundle_emb.…``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from kinema.schema import BadRequest, PromptSyntax
 
 MAX_BYTES = 64 * 2**20
 """Limit on the bytes of a file; 75 vectors of SDXL have 600 kB."""
+IN_LORA = "in a LoRA"
+"""What stands for the file of an embedding that a LoRA in use contains; the recipe has the LoRA."""
 SDXL = ("clip_l", "clip_g")
 """Keys of the vectors of SDXL's encoders, in the order of the encoders."""
 _GENERIC = "learned_embeds"
@@ -31,21 +33,28 @@ MAX_GENERIC = 1000
 _SIGN = re.compile(rf"(?<![^\s(\[,|:]){EMBEDDING}([^\s()\[\],|:]+)")
 
 
-def named_in(texts: Iterable[str], folder: str, syntax: PromptSyntax) -> dict[str, str]:
-    """Return the files in a folder of the embeddings that prompts may name, by name.
+def named_in(
+    texts: Iterable[str], folder: str | None, syntax: PromptSyntax, in_loras: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the files in a folder of the embeddings that prompts may name, by name; `IN_LORA` for those of LoRAs.
 
-    ``embedding:NAME`` names one, and for AUTOMATIC1111 its bare name does. Raises BadRequest for ``embedding:NAME``
-    without a file.
+    ``embedding:NAME`` names one, and for AUTOMATIC1111 its bare name does. A file in the folder comes before an
+    embedding in a LoRA. Raises BadRequest for ``embedding:NAME`` that the folder and the LoRAs lack.
     """
-    listed, found = Folder.read(Path(folder), "--embeddings"), dict[str, str]()
-    texts = list(texts)
+    listed = None if folder is None else Folder.read(Path(folder), "--embeddings")
+    texts, found = list(texts), dict[str, str]()
     for name in dict.fromkeys(name for text in texts for name in signs(text)):
-        found[name] = str(listed.file(name, "embedding"))
+        if name in in_loras and (listed is None or name not in listed.files):
+            found[name] = IN_LORA
+        elif listed is not None:
+            found[name] = str(listed.file(name, "embedding"))
     if syntax == "a1111":
-        known = {key: path for key, path in listed.files.items() if key == path.stem}
-        known = {key: path for path in _generic(listed, folder) for key in _tokens(path)} | known
+        known = dict.fromkeys(in_loras, IN_LORA)
+        if listed is not None and folder is not None:
+            known |= {key: str(path) for path in _generic(listed, folder) for key in _tokens(path)}
+            known |= {key: str(path) for key, path in listed.files.items() if key == path.stem}
         together = "\n".join(texts).lower()
-        found |= {key: str(path) for key, path in known.items() if _mentions(together, key.lower())}
+        found |= {key: file for key, file in known.items() if _mentions(together, key.lower())}
     return found
 
 
@@ -94,14 +103,20 @@ def vectors(file: str, widths: Sequence[int], longest: int) -> list[Tensor]:
     Raises BadRequest for a file that is no embedding, is of another model, or has more vectors than a row, ``longest``.
     """
     path = Path(file)
-    tensors, where = _read(path), printable(path.name, 100)
-    if len(widths) == len(SDXL) and set(SDXL) <= set(tensors):
-        found = [tensors[key] for key in SDXL]
-    elif len(widths) == len(tensors) == 1:
-        found = list(tensors.values())
+    return fitted(_read(path), printable(path.name, 100), widths, longest)
+
+
+def fitted(tables: Mapping[str, Tensor], where: str, widths: Sequence[int], longest: int) -> list[Tensor]:
+    """Return the vectors in an embedding's tables by key, as `vectors` does; messages begin with ``where``."""
+    # OneTrainer's second kind of vectors is added to the encoder's output instead.
+    tables = {key: table for key, table in tables.items() if not key.endswith("_out")} or tables
+    if len(widths) == len(SDXL) and set(SDXL) <= set(tables):
+        found = [tables[key] for key in SDXL]
+    elif len(widths) == len(tables) == 1 and not next(iter(tables)).endswith("_out"):
+        found = list(tables.values())
     else:
         kinds = {1: "one table of vectors", 2: f"vectors named {' and '.join(SDXL)}"}
-        raise BadRequest(f"{where} has {first_names(sorted(tensors))}; this model needs {kinds[len(widths)]}")
+        raise BadRequest(f"{where} has {first_names(sorted(tables))}; this model needs {kinds[len(widths)]}")
     found = [tensor[None] if tensor.ndim == 1 else tensor for tensor in found]
     shapes = [tuple(tensor.shape) for tensor in found]
     if any(len(shape) != 2 or shape[1] != width for shape, width in zip(shapes, widths, strict=True)):

@@ -60,7 +60,7 @@ class AnimateDiffSampling(Sampling):
             threshold=config.clip,
             guidance=config.guidance,
             attention_windows=config.motion != "none",
-            prompts=prompting.PROMPTS,
+            prompts=prompting.prompts_of(config),
             prompt_spans=True,
             extra=conditioning.extra_help(config),
         )
@@ -109,7 +109,7 @@ class AnimateDiffSampling(Sampling):
         config, model = cast(Config, system.config), cast(AnimateDiff, system.model)
         tokenizer = conditioning.tokenizer_of(config, system.weights.path, offline=system.offline)
         spans = spans_of(request) or Spans((Stop(0, 0, request.prompt),))
-        encoder = PromptEncoder(model, config, tokenizer, request)
+        encoder = PromptEncoder(model, config, tokenizer, request, system.loras.files)
         texts = [*spans.texts, request.negative_prompt]
         conditioning.note_unknown_words(tokenizer, system.name, encoder.read(texts), on_event)
         for text in texts:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from kinema.bounds import first_names, printable
+from kinema.checkpoints.lora_use import LoraFile
 from kinema.conditioning.clip_text import Tokenizer
 from kinema.conditioning.prompts import a1111, embeddings
 from kinema.conditioning.prompts.a1111 import Part
+from kinema.conditioning.prompts.embeddings import IN_LORA
 from kinema.conditioning.prompts.encoding import Encoder, Reading, encode
 from kinema.conditioning.prompts.pieces import BREAK
 from kinema.conditioning.prompts.rows import Row, Words, missing, pieces_of, rows_of
@@ -25,7 +28,7 @@ from kinema.families.animatediff.model import AnimateDiff
 from kinema.schema import BadRequest, PromptSyntax, Request
 from kinema.spans import Spans
 from kinema.system import OverSteps, Prompts
-from kinema.values import cut, quoted
+from kinema.values import counted, cut, quoted
 
 OPTION = "embeddings"
 SYNTAXES: tuple[PromptSyntax, ...] = ("a1111", "comfy", "plain")
@@ -39,28 +42,51 @@ def texts_of(request: Request) -> list[str]:
     return [request.prompt, *request.prompt_spans.values(), request.negative_prompt]
 
 
-def settled(request: Request, on_event: OnEvent) -> Request:
-    """Return the request with the files of the embeddings that its prompts name, in place of their folder."""
-    folder = request.extra.get(OPTION)
-    if not isinstance(folder, str):
-        return request
-    if request.prompt_syntax == "plain":
+def prompts_of(config: Config) -> Prompts:
+    """How this model reads prompts."""
+    return Prompts(SYNTAXES, partial(settled, config))
+
+
+def settled(config: Config, request: Request, loras: Sequence[LoraFile], on_event: OnEvent) -> Request:
+    """Return the request with the embeddings that its prompts name: the files of a folder, and those in LoRAs.
+
+    Raises BadRequest for an embedding in a LoRA that does not fit the model.
+    """
+    given, syntax = request.extra.get(OPTION), request.prompt_syntax or SYNTAXES[0]
+    if given is not None and not isinstance(given, str | Mapping):
+        return request  # `check` refuses it
+    folder = given if isinstance(given, str) else None
+    bundled = set[str]() if config.words else {name for file in loras for name in file.embeddings}
+    if folder is not None and syntax == "plain":
         raise BadRequest("--embeddings needs prompts that can name them: leave --prompt-syntax plain or it out")
-    found = embeddings.named_in(texts_of(request), folder, request.prompt_syntax or SYNTAXES[0])
-    extra = {name: value for name, value in request.extra.items() if name != OPTION}
-    if not found:
+    named = dict(given) if isinstance(given, Mapping) else {}
+    if (folder is not None or bundled) and syntax != "plain":
+        named = embeddings.named_in(texts_of(request), folder, syntax, bundled - named.keys()) | named
+    if folder is not None and not any(file != IN_LORA for file in named.values()):
         on_event(Note("--embeddings is not used: no prompt names an embedding of that folder"))
-        return replace(request, extra=extra)
-    return replace(request, extra={**extra, OPTION: found})
+    in_loras = [name for name, file in named.items() if file == IN_LORA]
+    tables(config, dict.fromkeys(in_loras, IN_LORA), loras)
+    for note in _notes(loras, in_loras):
+        on_event(Note(note))
+    extra = {name: value for name, value in request.extra.items() if name != OPTION}
+    return replace(request, extra={**extra, OPTION: named} if named else extra)
 
 
-PROMPTS = Prompts(SYNTAXES, settled)
+def _notes(loras: Sequence[LoraFile], named: Collection[str]) -> Iterator[str]:
+    """What of the embeddings in LoRAs has no effect."""
+    for file in loras:
+        where = printable(file.path.name, 100)
+        if unnamed := [name for name in file.embeddings if name not in named]:
+            count = counted(len(unnamed), "embedding")
+            yield f"{where} contains {count} ({first_names(unnamed)}), not used: only the prompt can name embeddings"
+        if any(key.endswith("_out") for name in file.embeddings if name in named for key in file.embeddings[name]):
+            yield f"{where} has embeddings for the output of the text encoder, which are not used"
 
 
 def files_of(extra: Mapping[str, Any]) -> tuple[str, ...]:
     """The files of embeddings, or the folder of a request that is not settled."""
     value = extra.get(OPTION, {})
-    return tuple(value.values()) if isinstance(value, Mapping) else (str(value),)
+    return tuple(x for x in value.values() if x != IN_LORA) if isinstance(value, Mapping) else (str(value),)
 
 
 def check(config: Config, request: Request) -> None:
@@ -70,7 +96,7 @@ def check(config: Config, request: Request) -> None:
         raise BadRequest(f"embeddings is {quoted(named)}; expected a folder, or files by name")
     if named and config.words:
         raise BadRequest("this model reads whole words of its own vocabulary and takes no embeddings: leave them out")
-    tables(config, named)
+    tables(config, {name: file for name, file in named.items() if file != IN_LORA})
     syntax = request.prompt_syntax or SYNTAXES[0]
     for text in texts_of(request):
         for part in {each.text for each in parts_of(text, syntax, request.steps or 1)}:
@@ -79,10 +105,22 @@ def check(config: Config, request: Request) -> None:
             pieces_of(syntax, part)
 
 
-def tables(config: Config, named: Mapping[str, str]) -> dict[str, list[Tensor]]:
-    """The vectors of embeddings by name, for each text encoder."""
+def tables(config: Config, named: Mapping[str, str], loras: Sequence[LoraFile] = ()) -> dict[str, list[Tensor]]:
+    """The vectors of embeddings by name, for each text encoder; ``loras`` have those that are `IN_LORA`."""
     widths, longest = [size.width for size in config.text], min(size.length for size in config.text) - 2
-    return {name: embeddings.vectors(file, widths, longest) for name, file in named.items()}
+    found = {}
+    for name, file in named.items():
+        if file != IN_LORA:
+            found[name] = embeddings.vectors(file, widths, longest)
+            continue
+        lora = next((each for each in loras if name in each.embeddings), None)
+        if lora is None:
+            raise BadRequest(
+                f"the embedding {printable(name, 60)} is in no LoRA of this request; expected one that has it"
+            )
+        where = f"the embedding {printable(name, 60)} in {printable(lora.path.name, 100)}"
+        found[name] = embeddings.fitted(lora.embeddings[name], where, widths, longest)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ encoding
@@ -176,10 +214,17 @@ def _without_signs(text: str, syntax: PromptSyntax, steps: int) -> list[str]:
 class PromptEncoder:
     """Encodes the prompts of a request with a model's text encoders."""
 
-    def __init__(self, model: AnimateDiff, config: Config, tokenizer: Tokenizer, request: Request) -> None:
+    def __init__(  # noqa: PLR0917 (what a prompt is read with)
+        self,
+        model: AnimateDiff,
+        config: Config,
+        tokenizer: Tokenizer,
+        request: Request,
+        loras: Sequence[LoraFile] = (),
+    ) -> None:
         self.tokenizer, self.steps = tokenizer, request.steps or 1
         self.syntax: PromptSyntax = request.prompt_syntax or SYNTAXES[0]
-        named = tables(config, request.extra.get(OPTION, {}))
+        named = tables(config, request.extra.get(OPTION, {}), loras)
         pads = (None, 0)  # OpenCLIP's tokenizer fills rows with "!", which is 0
         self.encoders = [
             Encoder(network, size, pad, {name: vectors[number] for name, vectors in named.items()})

@@ -158,7 +158,7 @@ def guidance(config: Config, request: Request) -> Guidance:
     scale: float | Tensor = float(config.guidance if request.guidance is None else request.guidance)
     if request.guidance_end is not None and request.guidance_end != scale:
         scale = torch.linspace(scale, request.guidance_end, frames)
-    return process.guidance(
+    found = process.guidance(
         scale,
         process.image_scale(
             image,
@@ -171,3 +171,5 @@ def guidance(config: Config, request: Request) -> Guidance:
         request.guidance_interval,
         oscillate=on["oscillate"],
     )
+    shown = config.transformer.conditioned and request.honour not in ("replacement", "reconstruction")
+    return found if shown and process.gives_frames(request, config.frames) else process.without_given(found)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kinema.diffusion.guidance import Difference, Guidance, Scale, oscillating
 from kinema.diffusion.parameterise import FlowPrediction
 from kinema.diffusion.schedules import NoiseLevel, RectifiedFlow
+from kinema.schema import Request
 
 FEW, MANY = (256, 1.0), (4096, 3.0)
 """Tokens of a frame and the shift there; linear between and beyond."""
@@ -58,6 +59,18 @@ def guidance(  # noqa: PLR0917
         "positive",
         interval,
     )
+
+
+def without_given(guidance: Guidance) -> Guidance:
+    """The same for a clip of which nothing is given: two branches, since ``blank`` then is the negative one."""
+    prompt, other = object(), object()
+    return guidance.merged({"positive": prompt, "negative": other, "blank": other})
+
+
+def gives_frames(request: Request, longest: int | None) -> bool:
+    """Whether some frames of a clip are given: by its task, or by the block before where it has more than ``longest``."""
+    in_blocks = longest is not None and request.shape.frames > longest and request.window is None
+    return request.task not in ("generate", "edit") or in_blocks
 
 
 def image_scale(scale: float, frames: int, steps: int, *, oscillate: bool, dynamic: bool) -> Scale:

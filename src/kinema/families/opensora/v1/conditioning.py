@@ -16,6 +16,7 @@ from kinema.canvas import Canvas
 from kinema.diffusion.guidance import Guidance, Scale, oscillating
 from kinema.diffusion.overwrite import KnownRegion
 from kinema.events import OnEvent
+from kinema.families.opensora import process as branches
 from kinema.families.opensora.first_line import process
 from kinema.families.opensora.first_line.process import Network
 from kinema.families.opensora.stdit.config import IMAGE_FPS
@@ -173,4 +174,6 @@ def guidance(config: Config, request: Request) -> Guidance | None:
     found = process.guidance_v1_3(text, of_image, flaw_fix=fixed)
     if request.guidance_rescale:
         found = replace(found, rescale=request.guidance_rescale, rescaled="x0")
+    if not options.native_given(config, request) and not branches.gives_frames(request, config.longest):
+        found = branches.without_given(found)
     return replace(found, interval=request.guidance_interval)
