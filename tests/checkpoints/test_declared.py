@@ -76,6 +76,16 @@ def test_betas_and_timesteps_of_the_yaml_file_are_read(path: Path) -> None:
     assert said(path).ends == (0.0001, 0.01)
 
 
+def test_the_scale_of_latents_of_the_yaml_file_is_read(path: Path) -> None:
+    assert said(path).latent_scale is None
+    path.with_suffix(".yaml").write_text("model: {params: {scale_factor: 0.13025, parameterization: v}}")
+    assert said(path).latent_scale == 0.13025
+    for value in ("-1", "0", "1.0e+300", ".inf", ".nan", "true", "[1]", "a"):
+        path.with_suffix(".yaml").write_text(f"model: {{params: {{scale_factor: {value}}}}}")
+        with pytest.raises(BadRequest):
+            said(path)
+
+
 def test_the_strongest_mark_counts_and_the_other_is_named(path: Path) -> None:
     path.with_suffix(".yaml").write_text("model:\n  params:\n    parameterization: eps\n")
     found = said(path, "v_pred", modelspec__prediction_type="epsilon")

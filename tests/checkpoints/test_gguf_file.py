@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinema.checkpoints.files import header, metadata, read_tensors
+from kinema.checkpoints.files import header, metadata, narrow, read_tensors
 from kinema.checkpoints.gguf_file import MAX_HEADER, Gguf
 from kinema.checkpoints.stream import Stream
 from kinema.schema import BadRequest
@@ -47,6 +47,15 @@ def test_quantised_tensors_are_those_of_the_package(tmp_path: Path, kind: str) -
     assert torch.equal(Stream(path)["a.weight"], expected)
     assert float((expected - torch.from_numpy(VALUES)).abs().max()) < 0.5
     assert metadata(path)["general.architecture"] == "sd1"
+
+
+def test_quantised_tensors_are_read_in_the_precision_that_is_asked_for(tmp_path: Path) -> None:
+    data = gguf.quantize(VALUES, Type.Q8_0)
+    path = write(tmp_path / "a.gguf", ("module.a.weight", data, Type.Q8_0), ("module.b.bias", VALUES[0], None))
+    full, half = read_tensors(path), read_tensors(path, widened=torch.float16)
+    assert (half["a.weight"].dtype, half["b.bias"].dtype) == (torch.float16, torch.float32)
+    assert torch.equal(half["a.weight"], full["a.weight"].half())
+    assert narrow(path) == {"a.weight"}
 
 
 @pytest.mark.parametrize("kind", RAW)

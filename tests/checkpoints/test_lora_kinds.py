@@ -98,6 +98,19 @@ def test_the_weight_scales_the_change_and_two_loras_add_up(tmp_path, name):
     merged.clear()
 
 
+def test_a_glora_of_the_first_layout_is_w_a2_a1_and_b2_b1(tmp_path):
+    """AUTOMATIC1111 reads this layout, in which each second tensor is the outer one; the ranks tell it apart."""
+    base, alpha = torch.randn(8, 6), 3.0
+    a1, a2, b1, b2 = torch.randn(2, 6), torch.randn(6, 2), torch.randn(2, 6), torch.randn(8, 2)
+    model = Network({"weight": base.clone(), "bias": torch.zeros(8)})
+    tensors = {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
+    named = {f"lora_unet_layer.{name}.weight": each for name, each in tensors.items()}
+    save_file(named | {"lora_unet_layer.alpha": torch.tensor(alpha)}, tmp_path / "a.safetensors")
+    Merged(model).set([(read_lora(tmp_path / "a.safetensors", ["unet.layer"]), 1.0)])
+    expected = base + alpha / 2 * (base @ a2 @ a1 + b2 @ b1)
+    torch.testing.assert_close(model.get_parameter("unet.layer.weight"), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_network_in_half_precision_is_restored_bit_for_bit(tmp_path, dtype):
     for name in ("dora-rows", "oft-linear", "lokr-both", "glora-linear", "full-conv"):

@@ -88,6 +88,26 @@ def test_settings_whose_effect_is_not_in_the_file_are_refused(tmp_path, settings
         read_lora(tmp_path, [QUERY])
 
 
+def test_the_rank_in_the_settings_is_hashed_where_the_scale_needs_it(tmp_path):
+    """Full matrices of a LoKr have no rank of their own; the hashes of all other LoRAs stay as recorded."""
+
+    def hashes(tensors):
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        found = []
+        for rank in (2, 4):
+            (tmp_path / "adapter_config.json").write_text(json.dumps({"alpha": 2, "r": rank}))
+            shapes = {f"{QUERY}.weight": torch.Size((8, 6))}
+            (file,) = read_loras({tmp_path: 1.0}, shapes, {}, "a model")
+            found.append((file.hash, float(file.lora[QUERY].delta("weight", torch.zeros(8, 6)).abs().max())))
+        return found
+
+    (first, one), (second, other) = hashes({f"{QUERY}.lokr_w1": torch.ones(2, 2), f"{QUERY}.lokr_w2": torch.ones(4, 3)})
+    assert (one, other) == (1.0, 0.5)
+    assert first != second
+    (first, _), (second, _) = hashes(pair(QUERY))
+    assert first == second
+
+
 def test_settings_belong_to_the_file_that_their_folder_is_read_as(tmp_path):
     """The only weight file, whatever its name, or adapter_model among others."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))

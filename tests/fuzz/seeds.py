@@ -189,6 +189,37 @@ def pickled() -> bytes:
 
 
 @cache
+def quantised() -> bytes:
+    """A GGUF file with settings of each kind, a plain tensor and a quantised one."""
+    import gguf
+
+    def write(path: Path) -> None:
+        writer = gguf.GGUFWriter(str(path), "sd1")
+        writer.add_array("comfy.gguf.orig_shape.a.weight", [2, 32])
+        writer.add_uint32("general.file_type", 7)
+        values = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor("a.weight", gguf.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor("a.bias", values[0])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return written(write)
+
+
+@cache
+def embedding() -> bytes:
+    """An embedding of the first textual inversions, with a ``ParameterDict``."""
+    import torch
+
+    raw, table = io.BytesIO(), torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, 8))})
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": table}, raw)
+    return raw.getvalue()
+
+
+@cache
 def old_pickle() -> bytes:
     import torch
 
@@ -283,6 +314,12 @@ def tensors(name: str) -> Callable[[Path], Any]:
         files.read_tensors(folder / name)
 
     return read
+
+
+def embedded(folder: Path) -> None:
+    from kinema.conditioning.prompts import embeddings
+
+    embeddings.vectors(str(folder / "x.pt"), [8], 75)
 
 
 def resumed(folder: Path) -> None:
@@ -417,6 +454,8 @@ def models() -> dict[str, Seed]:
         "lora header": Seed("lora.safetensors", lora_text, lora, with_header(lora_body)),
         "pickle": Seed("m.pt", pickled(), tensors("m.pt")),
         "old pickle": Seed("m.ckpt", old_pickle(), tensors("m.ckpt")),
+        "gguf": Seed("m.gguf", quantised(), tensors("m.gguf")),
+        "embedding": Seed("x.pt", embedding(), embedded),
         "run state": Seed(step, state, resumed, with_header(state_body), beside=others),
         "run options": Seed("options.json", ran["options.json"], resumed, beside=options),
     }

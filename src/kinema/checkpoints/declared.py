@@ -6,6 +6,8 @@ A network that predicts v looks like one that predicts noise; run as one, it giv
 - metadata: ``modelspec.prediction_type`` (Stability's specification), ``ss_v_parameterization`` and
   ``ss_zero_terminal_snr`` (kohya);
 - ldm's config: ``parameterization``, ``timesteps``, ``linear_start`` and ``linear_end``; sgm's: ``scaling_config``.
+
+The config also has the VAE's ``scale_factor``.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"
 MARKS = ("v_pred", "ztsnr", *EDM_MARKS)
 """Tensors that are marks, not weights."""
 YAML = (".yaml", ".yml")
+MAX_SCALE = 1000
 _LDM_ENDS = {"linear_start": 1e-4, "linear_end": 2e-2}
 """Betas that ldm takes where a config states only one of the two."""
 _SCALINGS: dict[str, Predicts] = {"EpsScaling": "eps", "VScaling": "v"}
@@ -43,6 +46,8 @@ class Declared:
     ends: tuple[float, float] | None = None
     """First and last beta."""
     notes: tuple[str, ...] = ()
+    latent_scale: float | None = None
+    """What the VAE's latents are multiplied by."""
 
 
 def declared(path: Path, names: Collection[str], metadata: Mapping[str, str]) -> Declared:
@@ -55,7 +60,7 @@ def declared(path: Path, names: Collection[str], metadata: Mapping[str, str]) ->
     said = [*_in_tensors(names), *_in_metadata(path, metadata), *_in_config(config)]
     zero = "ztsnr" in names or _true(metadata.get("ss_zero_terminal_snr")) or config.get("zero_terminal_snr") is True
     if not said and not zero:
-        return Declared(timesteps=config.get("timesteps"), ends=_ends(config))
+        return Declared(None, False, config.get("timesteps"), _ends(config), (), config.get("scale_factor"))
     predicts, where = said[0] if said else (None, "")
     notes = []
     if predicts not in (None, "eps") or zero:
@@ -66,7 +71,7 @@ def declared(path: Path, names: Collection[str], metadata: Mapping[str, str]) ->
         for value, other in said[1:]
         if value != predicts
     ]
-    return Declared(predicts, zero, config.get("timesteps"), _ends(config), tuple(notes))
+    return Declared(predicts, zero, config.get("timesteps"), _ends(config), tuple(notes), config.get("scale_factor"))
 
 
 def _in_tensors(names: Collection[str]) -> Iterator[tuple[Predicts, str]]:
@@ -112,12 +117,15 @@ def _beside(path: Path) -> dict[str, Any]:
             raise BadRequest(f"{place.name} has the scaling {quoted(name)}; expected one of {', '.join(_SCALINGS)}")
         found["predicts"] = _SCALINGS[name]
     found["zero_terminal_snr"] = any(params.get(key) is True for key in ("zero_terminal_snr", "zsnr"))
-    for key, kinds in (("timesteps", (int,)), ("linear_start", (int, float)), ("linear_end", (int, float))):
+    numbers = dict.fromkeys(("linear_start", "linear_end", "scale_factor"), (int, float))
+    for key, kinds in {"timesteps": (int,), **numbers}.items():
         value = params.get(key)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise BadRequest(f"{place.name} has {key} {quoted(value)}; expected a number")
+        if key == "scale_factor" and not 0 < value < MAX_SCALE:
+            raise BadRequest(f"{place.name} has scale_factor {quoted(value)}; expected a number from 0 to {MAX_SCALE}")
         found[key] = value
     if params.get("beta_schedule", "linear") != "linear":
         raise BadRequest(f"{place.name} has beta_schedule {quoted(params['beta_schedule'])}; expected linear")

@@ -80,19 +80,30 @@ def viewed(path: str | Path, variant: str | None = None) -> View:
     return view(raw, Path(path).name)
 
 
-def read_tensors(path: str | Path, variant: str | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: str | Path, variant: str | None = None, widened: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Return all tensors of a file or folder, memory-mapped: pages are read on first use.
 
     Tables of a training checkpoint, prefixes that all names share, and scaled weights are resolved as
     `kinema.checkpoints.storage` says; counters next to the tensors are skipped. ``variant`` selects files such as
-    ``name.fp16.safetensors`` in a folder. Raises `BadRequest` for a file that is missing, cut short or hostile, or
-    that contains code.
+    ``name.fp16.safetensors`` in a folder. Quantised and scaled weights become ``widened``, one at a time. Raises
+    `BadRequest` for a file that is missing, cut short or hostile, or that contains code.
     """
     raw: dict[str, Tensor] = {}
     for file in weight_files(path, variant):
-        merge(raw, _read_raw(file), file)
+        merge(raw, _read_raw(file, widened), file)
     seen = view({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in raw.items()}, Path(path).name)
-    return {name: seen.tensor(name, raw.__getitem__) for name in seen.header}
+    return {name: seen.tensor(name, raw.__getitem__, widened) for name in seen.header}
+
+
+def narrow(path: str | Path, variant: str | None = None) -> set[str]:
+    """Return the names of quantised and scaled weights, which are stored in 8 bits or fewer and read as more."""
+    found = set(viewed(path, variant).scales)
+    quantised = [Gguf.read(file) for file in weight_files(path, variant) if file.suffix == gguf_file.SUFFIX]
+    seen = viewed(path, variant).stored if quantised else {}
+    raw = {name for each in quantised for name in each.entries if each.is_quantised(name)}
+    return found | {name for name, stored in seen.items() if stored in raw}
 
 
 def raw_header(file: Path) -> Header:
@@ -104,12 +115,12 @@ def raw_header(file: Path) -> Header:
     return {name: (tuple(t.shape), t.dtype) for name, t in read_pickle(file, "meta").items()}
 
 
-def _read_raw(file: Path) -> dict[str, Tensor]:
+def _read_raw(file: Path, widened: torch.dtype) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.suffix == gguf_file.SUFFIX:
         opened = Gguf.read(file)
-        return {name: opened.tensor(name) for name in opened.entries}
+        return {name: opened.tensor(name, widened) for name in opened.entries}
     return read_pickle(file, "cpu")
 
 

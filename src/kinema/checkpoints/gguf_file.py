@@ -90,8 +90,11 @@ class Gguf:
         metadata = {name: value for name, value in values.items() if isinstance(value, str)}
         return Gguf(file, _entries(file.name, infos, values, begin, size), metadata)
 
-    def tensor(self, name: str) -> Tensor:
-        """Read one tensor, dequantised."""
+    def is_quantised(self, name: str) -> bool:
+        return self.entries[name].kind.name not in _PLAIN
+
+    def tensor(self, name: str, widened: torch.dtype = torch.float32) -> Tensor:
+        """Read one tensor; a quantised one is dequantised to ``widened``."""
         import numpy as np
         from gguf import dequantize
 
@@ -104,7 +107,7 @@ class Gguf:
         if entry.kind.name in _PLAIN:
             flat = torch.frombuffer(data, dtype=entry.dtype) if data else torch.empty(0, dtype=entry.dtype)
         else:
-            flat = torch.from_numpy(dequantize(np.frombuffer(data, np.uint8), entry.kind))
+            flat = torch.from_numpy(dequantize(np.frombuffer(data, np.uint8), entry.kind)).to(widened)
         return flat.reshape(entry.shape)
 
 

@@ -121,6 +121,12 @@ class Parts:
         return Products((first, second), self._scale(first.down.shape[0]))
 
     def _glora(self) -> Difference:
+        # The first versions of LyCORIS applied each pair in the other order: W A2 A1 + B2 B1.
+        a1, a2, b1, b2 = (self._need("GLoRA", name).shape for name in ("a1", "a2", "b1", "b2"))
+        ranks, first = {a1[1:2], a2[:1], b1[1:2], b2[:1]}, {a1[:1], a2[1:2], b1[:1], b2[1:2]}
+        if len(ranks) > 1 and len(first) == 1 and "bm" not in self.tensors:
+            inputs, outputs = self._factor("GLoRA", "a2", "a1"), self._factor("GLoRA", "b2", "b1")
+            return Generalised(inputs, outputs, self._scale(inputs.down.shape[0]))
         inputs = self._factor("GLoRA", "a1", "a2")
         outputs = self._factor("GLoRA", "b1", "b2", "bm" if "bm" in self.tensors else "")
         return Generalised(inputs, outputs, self._scale(inputs.down.shape[0]))

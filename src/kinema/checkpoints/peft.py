@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.bounds import from_json, quoted
-from kinema.checkpoints.files import MAX_NAME, metadata, weight_files
+from kinema.checkpoints.files import MAX_NAME, header, metadata, weight_files
 from kinema.checkpoints.lora_parts import Strength
 from kinema.checkpoints.source import read_json
 from kinema.schema import BadRequest
@@ -27,6 +27,8 @@ PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
 """The weights and settings that PEFT saves in a folder."""
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of every layer, but not in its settings."""
+RANKED = re.compile(r"\.lokr_w1(\.|$)")
+"""In the names of full LoKr matrices, whose scale needs the rank of the settings: only these depend on it."""
 _MOST_GAPS = 4
 """Maximum ``.*`` of a pattern; each one multiplies the time that a name takes."""
 
@@ -174,6 +176,8 @@ def saved_alphas(path: Path) -> str:
     stated: dict[str, Any] = {"lora_alpha": alphas.default, "alpha_pattern": patterns}
     if alphas.stabilised:
         stated["use_rslora"] = sorted(alphas.stabilised)
+    if any(RANKED.search(name) for name in header(path)):
+        stated["r"] = {part: list(each.items()) for part, each in alphas.ranks.items()}
     return json.dumps(stated, sort_keys=True)
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kinema import bounds
@@ -105,11 +106,20 @@ class Source:
         each = {part: files.header(self.path / part, self.variant) for part in parts}
         return {f"{part}.{name}": entry for part, header in each.items() for name, entry in header.items()}
 
-    def tensors(self, parts: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Return all tensors, memory-mapped; for a pipeline those of ``parts``, named as in `headers`."""
+    def narrow(self, parts: Sequence[str] = ()) -> set[str]:
+        """Return the names of weights stored in 8 bits or fewer and read as more (`files.narrow`)."""
         if not parts:
-            return files.read_tensors(self.path, self.variant)
-        each = {part: files.read_tensors(self.path / part, self.variant) for part in parts}
+            return set() if self.pipeline else files.narrow(self.path, self.variant)
+        return {f"{part}.{name}" for part in parts for name in files.narrow(self.path / part, self.variant)}
+
+    def tensors(self, parts: Sequence[str] = (), widened: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Return all tensors, memory-mapped; for a pipeline those of ``parts``, named as in `headers`.
+
+        Quantised and scaled weights become ``widened``.
+        """
+        if not parts:
+            return files.read_tensors(self.path, self.variant, widened)
+        each = {part: files.read_tensors(self.path / part, self.variant, widened) for part in parts}
         return {f"{part}.{name}": tensor for part, tensors in each.items() for name, tensor in tensors.items()}
 
     def files(self, parts: Sequence[str] = ()) -> list[Path]:

@@ -92,15 +92,18 @@ class View:
         """Whether names or values differ from the file's."""
         return bool(self.scales) or any(name != raw for name, raw in self.stored.items())
 
-    def tensor(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """Return one tensor; ``read`` reads the tensor of a name in the file. Raises BadRequest for a bad scale."""
+    def tensor(self, name: str, read: Callable[[str], Tensor], widened: torch.dtype = torch.float32) -> Tensor:
+        """Return one tensor, a scaled one as ``widened``; ``read`` reads the tensor of a name in the file.
+
+        Raises BadRequest for a bad scale.
+        """
         tensor = read(self.stored[name])
         if name not in self.scales:
             return tensor
         scale = read(self.scales[name]).float()
         if not bool(torch.isfinite(scale).all()):
             raise BadRequest(f"the scale of {printable(name)} is not finite; expected a number")
-        return tensor.float() * scale.reshape(-1, *(1,) * (tensor.ndim - 1))
+        return (tensor.float() * scale.reshape(-1, *(1,) * (tensor.ndim - 1))).to(widened)
 
 
 def view(raw: Header, where: str) -> View:

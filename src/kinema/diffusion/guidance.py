@@ -106,8 +106,6 @@ def classifier_free(scale: Scale, rescale: float = 0.0, interval: tuple[float, f
 
 def oscillating(scale: float | Tensor, first: int = 10) -> Scale:
     """Open-Sora's oscillating guidance: odd steps from step ``first`` on have scale 1 (g×11, 1, g, 1, … for 10)."""
-    if _is(scale, 1):
-        return scale
     return lambda step, _level: 1.0 if step >= first and step % 2 else scale
 
 

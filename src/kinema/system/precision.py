@@ -102,7 +102,8 @@ def default_policy(
         if auto and bf16:
             return _computing_in(torch.bfloat16, f"which {where} has natively")
         return WeightPolicy(note=f"computes in float32: {where} has no native bfloat16" if auto else "")
-    by_file = "as the model is untrained" if stored is None else f"as its weights are stored in {dtype_name(stored)}"
+    name = "" if stored is None else dtype_name(stored) if stored.itemsize > 1 else "8 bits or fewer"
+    by_file = "as the model is untrained" if stored is None else f"as its weights are stored in {name}"
     if stored == torch.float16 and fits_float16:
         return _computing_in(torch.float16, by_file)
     why = f"{by_file}, whose range this model exceeds" if stored == torch.float16 else by_file

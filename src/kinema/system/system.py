@@ -99,7 +99,7 @@ class System:
             tensors = dict(model.state_dict()) if self.weights.added else {}
         else:
             model = self._on_meta()
-            tensors = self.weights.source.tensors(self.weights.parts)
+            tensors = self.weights.source.tensors(self.weights.parts, self.policy.precision)
             checkpoint()
             if not self.weights.own:
                 with naming_faults(str(self.weights.path)):
@@ -122,7 +122,8 @@ class System:
             checkpoint()
             assert slots is not None  # checked when the model was opened
             with naming_faults(str(added.source.path)):
-                tensors |= slots.convert(self.config, added.slot, added.source.tensors(added.parts))
+                own = added.source.tensors(added.parts, self.policy.precision)
+                tensors |= slots.convert(self.config, added.slot, own)
         return tensors
 
     def _on_meta(self) -> nn.Module:

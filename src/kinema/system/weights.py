@@ -14,6 +14,8 @@ import torch
 from kinema import registry
 from kinema.checkpoints.source import Source
 
+NARROW = torch.float8_e4m3fn
+
 
 @dataclass(frozen=True)
 class AddOn:
@@ -76,13 +78,17 @@ class Weights:
 
     @cached_property
     def stored(self) -> torch.dtype | None:
-        """The precision of most values in the model's own file, read from headers only; None without a file."""
+        """The precision of most values in the model's own file, read from headers only; None without a file.
+
+        `NARROW` stands for quantised and scaled values.
+        """
         if self.path is None:
             return None
         header = self.source.headers(self.parts) if self.parts else self.source.header
         counted: Counter[torch.dtype] = Counter()
-        for shape, dtype in header.values():
-            counted[dtype] += prod(shape) if dtype.is_floating_point else 0
+        narrow = self.source.narrow(self.parts)
+        for name, (shape, dtype) in header.items():
+            counted[NARROW if name in narrow else dtype] += prod(shape) if dtype.is_floating_point else 0
         return max(counted, key=counted.__getitem__, default=None)
 
     @cached_property

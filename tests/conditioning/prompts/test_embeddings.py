@@ -42,7 +42,8 @@ def test_embeddings_with_a_parameter_dict_are_read(tmp_path):
     (found,) = vectors(str(tmp_path / "x.pt"), [8], 75)
     assert torch.equal(found, TABLE)
     assert type(found) is torch.Tensor
-    assert not torch.serialization.get_safe_globals()
+    assert "ParameterDict" not in str(torch.serialization.get_safe_globals())
+    assert not any("ParameterTable" in str(each) for each in torch.serialization.get_safe_globals())
 
 
 def test_a_parameter_dict_admits_nothing_else(tmp_path):
@@ -209,6 +210,16 @@ def test_folders_are_bounded_and_never_left(tmp_path, monkeypatch):
     for name in ("../outside", "..", str(tmp_path / "outside.pt"), "link/outside"):
         with pytest.raises(BadRequest, match="there is no embedding"):
             named_in([f"embedding:{name}"], str(inside), "comfy")
+    (tmp_path / "more").mkdir()
+    (inside / "deep").mkdir()
+    torch.save({"<x>": TABLE}, inside / "deep" / "in.pt")
+    (inside / "again").symlink_to(inside / "deep")
+    (inside / "deep" / "up").symlink_to(inside)
+    (inside / "a.pt").symlink_to(tmp_path / "outside.pt")
+    for name, path in (("again/in", "again/in.pt"), ("deep/in", "deep/in.pt"), ("a", "a.pt")):
+        assert named_in([f"embedding:{name}"], str(inside), "comfy") == {name: str(inside / path)}
+    with pytest.raises(BadRequest, match="there is no embedding"):
+        named_in(["embedding:deep/up/a"], str(inside), "comfy")
     with pytest.raises(BadRequest, match="which is not a folder"):
         named_in(["a"], str(tmp_path / "outside.pt"), "comfy")
     monkeypatch.setattr(folders, "MAX_FILES", 1)

@@ -20,7 +20,10 @@ SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 
 @dataclass(frozen=True)
 class Folder:
-    """Files by the names that prompts give them: the name without suffix, with it, and with the folders inside."""
+    """Files by the names that prompts give them: the name without suffix, with it, and with the folders inside.
+
+    Links to folders are followed where they stay inside; links to files always are.
+    """
 
     files: Mapping[str, Path]
 
@@ -30,10 +33,11 @@ class Folder:
         if not root.is_dir():
             raise BadRequest(f"{option} is {printable(str(root), 200)}, which is not a folder; expected one")
         files: dict[str, Path] = {}
-        count, depth = 0, len(root.parts)
-        for place, folders, names in os.walk(root, followlinks=False):
+        count, depth, inner = 0, len(root.parts), root.resolve()
+        for place, folders, names in os.walk(root, followlinks=True):
             inside = Path(place).relative_to(root)
-            folders[:] = sorted(folders) if len(Path(place).parts) - depth < MAX_DEPTH else []
+            deep = len(Path(place).parts) - depth >= MAX_DEPTH
+            folders[:] = [] if deep else sorted(each for each in folders if _stays(Path(place) / each, inner))
             count += len(names) + len(folders)
             if count > MAX_FILES:
                 raise BadRequest(f"{option} {printable(str(root), 200)} has more than {MAX_FILES:,} files")
@@ -54,3 +58,11 @@ class Folder:
         if not is_regular(path):
             raise BadRequest(f"{printable(str(path), 200)} is not a regular file; expected a file of weights")
         return path
+
+
+def _stays(folder: Path, root: Path) -> bool:
+    """Whether a folder is none that a link puts outside ``root``, or above itself, which would never end."""
+    if not folder.is_symlink():
+        return True
+    place = folder.resolve()
+    return place.is_relative_to(root) and not folder.parent.resolve().is_relative_to(place)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kinema.canvas import Canvas
 from kinema.conditioning import t5
 from kinema.conditioning.pocket import PocketTokenizer, note_unknown_words
-from kinema.diffusion.guidance import Guidance
+from kinema.diffusion.guidance import Guidance, classifier_free
 from kinema.events import OnEvent, ignore
 from kinema.families.opensora import process
 from kinema.families.opensora.config import Config
@@ -158,7 +158,9 @@ def guidance(config: Config, request: Request) -> Guidance:
     scale: float | Tensor = float(config.guidance if request.guidance is None else request.guidance)
     if request.guidance_end is not None and request.guidance_end != scale:
         scale = torch.linspace(scale, request.guidance_end, frames)
-    found = process.guidance(
+    if process.is_unguided(scale, request, config.frames):
+        return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
+    return process.guidance(
         scale,
         process.image_scale(
             image,
@@ -171,5 +173,3 @@ def guidance(config: Config, request: Request) -> Guidance:
         request.guidance_interval,
         oscillate=on["oscillate"],
     )
-    shown = config.transformer.conditioned and request.honour not in ("replacement", "reconstruction")
-    return found if shown and process.gives_frames(request, config.frames) else process.without_given(found)

@@ -61,16 +61,14 @@ def guidance(  # noqa: PLR0917
     )
 
 
-def without_given(guidance: Guidance) -> Guidance:
-    """The same for a clip of which nothing is given: two branches, since ``blank`` then is the negative one."""
-    prompt, other = object(), object()
-    return guidance.merged({"positive": prompt, "negative": other, "blank": other})
+def is_unguided(scale: float | Tensor, request: Request, longest: int | None) -> bool:
+    """Whether only the prompt's branch counts: at a text scale of 1 and for clips of which nothing is given.
 
-
-def gives_frames(request: Request, longest: int | None) -> bool:
-    """Whether some frames of a clip are given: by its task, or by the block before where it has more than ``longest``."""
+    Frames are given by the task, or by the block before one of a clip of more than ``longest`` frames.
+    """
     in_blocks = longest is not None and request.shape.frames > longest and request.window is None
-    return request.task not in ("generate", "edit") or in_blocks
+    given = request.task not in ("generate", "edit") or in_blocks
+    return not given and bool((torch.as_tensor(scale) == 1).all())
 
 
 def image_scale(scale: float, frames: int, steps: int, *, oscillate: bool, dynamic: bool) -> Scale:

@@ -196,6 +196,9 @@ def test_betas_of_a_yaml_file_are_used(tmp_path: Path) -> None:
     config, _ = marked(IMAGE, Source(tmp_path / "a.safetensors"))
     assert config.betas == config.image_betas == ("scaled_linear", 0.001, 0.02)
     assert schedule_of(config).count == 500
+    assert config.latent_scale == IMAGE.latent_scale
+    (tmp_path / "a.yaml").write_text("model: {params: {scale_factor: 0.5}}")
+    assert marked(IMAGE, Source(tmp_path / "a.safetensors"))[0].latent_scale == 0.5
     (tmp_path / "a.yaml").write_text("model: {params: {linear_start: 0.001, linear_end: 2.0}}")
     with pytest.raises(BadRequest, match=r"a.safetensors has betas from 0.001 to 2; expected numbers between 0 and 1"):
         marked(IMAGE, Source(tmp_path / "a.safetensors"))

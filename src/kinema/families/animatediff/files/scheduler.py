@@ -131,6 +131,8 @@ def marked(config: Config, source: Source) -> tuple[Config, tuple[str, ...]]:
         values["timesteps"] = said.timesteps
     if said.ends is not None:
         values["betas"] = values["image_betas"] = (config.betas[0], *said.ends)
+    if said.latent_scale is not None:
+        values["latent_scale"] = float(said.latent_scale)
     config = replace(config, **values)
     check(config, source.path.name)
     return config, said.notes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kinema import processor
 from kinema.canvas import Canvas
-from kinema.diffusion.guidance import Guidance, Scale, oscillating
+from kinema.diffusion.guidance import Guidance, Scale, classifier_free, oscillating
 from kinema.diffusion.overwrite import KnownRegion
 from kinema.events import OnEvent
 from kinema.families.opensora import process as branches
@@ -166,6 +166,8 @@ def guidance(config: Config, request: Request) -> Guidance | None:
     if config.version != "1.3":
         found = process.guided_channels(scale, options.guided_channels(config, request))
         return replace(found, rescale=request.guidance_rescale, interval=request.guidance_interval)
+    if not options.native_given(config, request) and branches.is_unguided(scale, request, config.longest):
+        return classifier_free(scale, request.guidance_rescale, request.guidance_interval)
     text: Scale = oscillating(scale) if extra.get("oscillate", True) else scale
     on = {"oscillate": extra.get("oscillate_image", True), "dynamic": extra.get("dynamic_image", True)}
     steps, image = request.steps or config.steps, float(extra.get("image_guidance", config.image_guidance))
@@ -174,6 +176,4 @@ def guidance(config: Config, request: Request) -> Guidance | None:
     found = process.guidance_v1_3(text, of_image, flaw_fix=fixed)
     if request.guidance_rescale:
         found = replace(found, rescale=request.guidance_rescale, rescaled="x0")
-    if not options.native_given(config, request) and not branches.gives_frames(request, config.longest):
-        found = branches.without_given(found)
     return replace(found, interval=request.guidance_interval)
