@@ -37,7 +37,7 @@ def recipe(works: Sequence[StageRun], noises: Mapping[str, Tensor] | None = None
     """
     base = base_of(works)
     system, request = base.system, base.stage.request
-    extra_names = names_of(system.family, request)
+    extra_names = names_of([(work.system.family, work.stage.request) for work in works])
     record: dict[str, Any] = {
         "recipe": VERSION,
         "kinema": __version__,
@@ -92,7 +92,7 @@ def paths(system: System, request: Request) -> dict[str, str]:
     if request.image_model is not None and (painter := image_model(system, request).weights.path):
         files["image_model"] = painter
     files |= {name: Path(file) for name, file in request.files().items()}
-    files |= {name: Path(file) for file, name in names_of(system.family, request).items()}
+    files |= {name: Path(file) for file, name in names_of([(system.family, request)]).items()}
     return {name: str(path.absolute()) for name, path in files.items()}
 
 
@@ -113,11 +113,14 @@ def names(files: Iterable[str]) -> dict[str, str]:
     return unique
 
 
-def names_of(family: Family, request: Request) -> dict[str, str]:
-    """Map the files in a family's options to names that the family also recognises as files."""
-    unique = names(family.sampling.files(request))
-    recognised = family.sampling.files(named(request, family, unique))
-    return unique if set(recognised) == set(unique.values()) else {file: f"./{name}" for file, name in unique.items()}
+def names_of(stages: Sequence[tuple[Family, Request]]) -> dict[str, str]:
+    """Map the files in the options of stages to names that their families also recognise as files."""
+    unique = names(dict.fromkeys(file for family, request in stages for file in family.sampling.files(request)))
+    for family, request in stages:
+        own = {unique[file] for file in family.sampling.files(request)}
+        if set(family.sampling.files(named(request, family, unique))) != own:
+            return {file: f"./{name}" for file, name in unique.items()}
+    return unique
 
 
 def named(request: Request, family: Family, extra_names: Mapping[str, str]) -> Request:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -61,10 +61,30 @@ def stages_of(system: System, request: Request, on_event: OnEvent = ignore) -> l
     The request describes the finished clip, so its size, frames and rate are those of super-resolution. ``overlap``
     applies to the base stage's blocks; blocks of super-resolution share one frame.
     """
+    request, of_image = split_prompt_options(system, request)
     stages = _clip_stages(system, sized(system, _with_second_stage(system, request)), on_event)
     if request.image_model is None:
         return stages
-    return [_image_stage(system, stages[0].request, on_event), *stages]
+    return [_image_stage(system, stages[0].request, of_image, on_event), *stages]
+
+
+def split_prompt_options(system: System, request: Request) -> tuple[Request, dict[str, Any]]:
+    """Return the request, and the fields of its image stage that say how prompts are read.
+
+    The clip's own request keeps them unless its model reads plain prompts only and the image model others.
+    """
+    if request.image_model is None:
+        return request, {}
+    painter = image_model(system, request)
+    reads = painter.family.sampling.defaults(painter.config).prompts
+    if reads is None:
+        return request, {}
+    options = {name: value for name, value in request.extra.items() if name in reads.options}
+    fields = {"prompt_syntax": request.prompt_syntax, "extra": options}
+    if system.family.sampling.defaults(system.config).prompts is not None:
+        return request, fields
+    own = {name: value for name, value in request.extra.items() if name not in options}
+    return replace(request, prompt_syntax=None, extra=own), fields
 
 
 def _with_second_stage(system: System, request: Request) -> Request:
@@ -81,8 +101,8 @@ def _enlargeable(request: Request) -> bool:
     return "super_resolution" in TASK_FIELDS.get(request.task, ())
 
 
-def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledStage:
-    """Return the stage that generates the base stage's first frame, from its prompt and seed.
+def _image_stage(system: System, base: Request, options: Mapping[str, Any], on_event: OnEvent) -> SettledStage:
+    """Return the stage that generates the base stage's first frame, from its prompt and seed; ``options`` are fields.
 
     The image has the clip's aspect ratio and as many pixels as the image model's own size; it is then resized.
     """
@@ -93,7 +113,7 @@ def _image_stage(system: System, base: Request, on_event: OnEvent) -> SettledSta
     request = Request(
         prompt=base.prompt if spans is None else spans.at(0),
         negative_prompt=base.negative_prompt,
-        prompt_syntax=None if own.prompts is None else base.prompt_syntax,
+        **options,
         seed=base.seed,
         clips=base.clips,
         frames=1,

@@ -158,6 +158,20 @@ def test_embeddings_in_the_file_are_read_beside_the_layers(tmp_path: Path) -> No
     assert torch.equal(file.embeddings["mascot"]["clip_l"], ones(1, 6))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_named_before_anything_is_sampled(tmp_path: Path, value: float) -> None:
+    tensors = {name: tensor.clone() for name, tensor in lora().items()}
+    next(tensor for name, tensor in tensors.items() if "alpha" not in name).flatten()[0] = value
+    with pytest.raises(BadRequest, match=r"a.safetensors has NaN or infinite values \((down|up)\) at"):
+        opened(tmp_path, tensors)
+
+
+def test_embeddings_in_the_file_have_names(tmp_path: Path) -> None:
+    for name in ("bundle_emb..clip_l", "bundle_emb."):
+        with pytest.raises(BadRequest, match="a.safetensors has an embedding without a name"):
+            opened(tmp_path, lora() | {name: ones(1, 6)})
+
+
 def test_embeddings_in_the_file_are_bounded_and_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadRequest, match=r"embeddings \(mascot\) that are not floating-point"):
         opened(tmp_path, lora() | {"bundle_emb.mascot.clip_l": ones(1, 6).long()})

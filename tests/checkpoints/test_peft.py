@@ -79,6 +79,7 @@ def test_a_rank_stabilised_scale_is_alpha_over_the_root_of_the_rank(tmp_path):
         ({"alora_invocation_tokens": [3]}, "has alora_invocation_tokens"),
         ({"use_dora": True}, "is a DoRA by its settings and has no magnitudes at unet.block.attn.q"),
         ({"r": "x"}, "has the rank 'x' in adapter_config.json; expected a number"),
+        ({"rank_pattern": {"q": -3}}, "has the rank -3 in adapter_config.json; expected at least 1"),
     ],
 )
 def test_settings_whose_effect_is_not_in_the_file_are_refused(tmp_path, settings, message):

@@ -273,7 +273,7 @@ def test_a_file_named_like_an_option_value_stays_a_file():
     family = load("animatediff", preset="tiny").system.family
     for name in ("elsewhere", "0,0,1,1"):
         request = Request(extra={"effect": {f"/home/me/{name}": 0.5}})
-        assert recipes.names_of(family, request) == {f"/home/me/{name}": f"./{name}"}
+        assert recipes.names_of([(family, request)]) == {f"/home/me/{name}": f"./{name}"}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ class Parts:
             if not tensor.numel() and role != "alpha":
                 empty = "a LoRA of rank 0" if role in ("down", "up") else f"an empty tensor ({role})"
                 raise self.fault(f"has {empty}", "expected a rank of at least 1")
+            if role != "alpha" and not bool(tensor.float().isfinite().all()):
+                raise self.fault(f"has NaN or infinite values ({role})", "expected numbers")
         kinds = [kind for kind, roles in KINDS.items() if any(role in self.tensors for role in roles)]
         if len(kinds) > 1:
             raise self.fault(f"has parts of a {kinds[0]} and of a {kinds[1]}", "expected one kind for a layer")

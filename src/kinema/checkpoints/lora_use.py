@@ -150,6 +150,8 @@ def _read(  # noqa: PLR0917 (all that a file is checked against)
 def _embeddings(source: Source) -> dict[str, dict[str, Tensor]]:
     """The tables of the embeddings in a LoRA's file. Raises BadRequest for tables that are too large or no floats."""
     names, where = bundled(source.header), source.path.name
+    if "" in names:
+        raise BadRequest(f"{where} has an embedding without a name; expected bundle_emb.NAME.KEY")
     entries = [source.header[name] for tables in names.values() for name in tables.values()]
     if (size := sum(math.prod(shape) * dtype.itemsize for shape, dtype in entries)) > MAX_EMBEDDINGS:
         raise BadRequest(f"{where} has embeddings of {size:,} bytes; expected at most {MAX_EMBEDDINGS:,}")

@@ -58,6 +58,8 @@ class PeftAlphas:
         def number(value: Any, what: str = "alpha") -> float:
             if isinstance(value, bool) or not isinstance(value, int | float):  # JSON's are finite: see `from_json`
                 raise BadRequest(f"{where} has the {what} {quoted(value)} in {place}; expected a number")
+            if what == "rank" and value < 1:
+                raise BadRequest(f"{where} has the rank {quoted(value)} in {place}; expected at least 1")
             return float(value)
 
         def patterns(value: Any, what: str = "alpha") -> dict[str, float]:

@@ -70,6 +70,8 @@ class Prompts:
     syntaxes: tuple[PromptSyntax, ...]
     """The first is the default."""
     settled: Callable[[Request, Sequence[LoraFile], OnEvent], Request]
+    options: tuple[str, ...] = ()
+    """Keys of ``Request.extra`` that name files for prompts; an image stage takes them from the request of the clip."""
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,8 @@ def bundle(model, tmp_path):
 
 
 def test_embeddings_in_a_lora_equal_those_of_files_at_any_weight_of_it(model, bundle):
-    wanted = model.run(ask("a zed", extra={"embeddings": str(bundle.parent)})).video
+    wanted = model.run(ask("a zed", steps=1, extra={"embeddings": str(bundle.parent)})).video
+    assert not torch.equal(wanted, model.run(ask("a mascot", steps=1)).video)
     for prompt, options in (
         ("a mascot", {}),
         ("a one", {}),
@@ -254,9 +255,8 @@ def test_embeddings_in_a_lora_equal_those_of_files_at_any_weight_of_it(model, bu
         ("a mascot<lora:ink:0.3>", {"loras": None, "lora_folder": str(bundle.parent)}),
         ("a mascot", {"loras": {str(bundle): 0.0}}),
     ):
-        clip = model.run(ask(prompt, **{"loras": {str(bundle): 1.0}, **options}))
+        clip = model.run(ask(prompt, **{"steps": 1, "loras": {str(bundle): 1.0}, **options}))
         assert torch.equal(clip.video, wanted), prompt
-        assert not torch.equal(clip.video, model.run(ask("a mascot")).video)
     stage = clip.recipe["stages"][0]
     assert stage["request"]["extra"] == {"embeddings": {"mascot": "in a LoRA"}}
     assert "extra_inputs" not in clip.recipe
@@ -264,7 +264,7 @@ def test_embeddings_in_a_lora_equal_those_of_files_at_any_weight_of_it(model, bu
 
 
 def test_a_clip_with_an_embedding_in_a_lora_is_replayed_with_the_lora_alone(model, bundle, tmp_path, capsys):
-    clip = load(model.system.weights.path, loras={bundle: 0.5}).run(ask("a mascot", negative_prompt="one"))
+    clip = load(model.system.weights.path, loras={bundle: 0.5}).run(ask("a mascot", negative_prompt="one", steps=1))
     clip.save(tmp_path / "a.mp4")
     argv = ["replay", str(tmp_path / "a.mp4"), "--model", str(model.system.weights.path), "-o", str(tmp_path / "b.mp4")]
     assert main([*argv, "--lora", f"{bundle}:0.5"]) == 0
@@ -283,6 +283,27 @@ def test_embeddings_in_a_lora_that_change_nothing_are_noted_or_refused(model, bu
     with pytest.raises(BadRequest, match="the embedding mascot is in no LoRA of this request"):
         build_job(model.system, ask("mascot", extra={"embeddings": {"mascot": "in a LoRA"}}))
     build_job(model.system, ask("a"))  # the LoRAs of the model's next request are its own
+
+
+def test_an_image_stage_takes_the_syntax_and_embeddings_that_its_clip_cannot_read(model, tmp_path, capsys):
+    width = model.system.config.text[0].width
+    table = torch.randn(2, width, generator=torch.Generator().manual_seed(2))
+    torch.save({"string_to_param": {"*": table}}, tmp_path / "zed.pt")
+    painter, base = str(model.system.weights.path), load("opensora", preset="tiny")
+    options = {"prompt_syntax": "comfy", "extra": {"embeddings": str(tmp_path), "oscillate": False}}
+    options |= {"task": "animate", "image_model": painter, "height": 24, "width": 40, "frames": 5, "steps": 1}
+    clip = base.run(ask("a (embedding:zed:1.2)", **options))
+    image, own = (stage["request"] for stage in clip.recipe["stages"])
+    assert (image["prompt_syntax"], image["extra"]) == ("comfy", {"embeddings": {"zed": "zed.pt"}})
+    assert own["extra"] == {"oscillate": False}
+    assert "prompt_syntax" not in own
+    assert list(clip.recipe["extra_inputs"]) == ["zed.pt"]
+    clip.save(tmp_path / "a.mp4")
+    argv = ["replay", str(tmp_path / "a.mp4"), "--image-model", painter, "-o", str(tmp_path / "b.mp4")]
+    assert main([*argv, "--input", f"zed.pt={tmp_path / 'zed.pt'}"]) == 0
+    assert "are identical to those of a.mp4" in capsys.readouterr().err
+    both = model.system.family.sampling.defaults(model.system.config)
+    assert both.prompts.options == ("embeddings",)
 
 
 def test_a_lora_that_a_prompt_names_is_added_at_its_weight(model, tmp_path):

@@ -44,7 +44,7 @@ def texts_of(request: Request) -> list[str]:
 
 def prompts_of(config: Config) -> Prompts:
     """How this model reads prompts."""
-    return Prompts(SYNTAXES, partial(settled, config))
+    return Prompts(SYNTAXES, partial(settled, config), (OPTION,))
 
 
 def settled(config: Config, request: Request, loras: Sequence[LoraFile], on_event: OnEvent) -> Request:
