@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kinema.checkpoints.files import header, metadata, narrow, read_tensors
 from kinema.checkpoints.gguf_file import MAX_HEADER, Gguf
 from kinema.checkpoints.stream import Stream
 from kinema.schema import BadRequest
+from kinema.system.weights import NARROW, Weights
 
 gguf = pytest.importorskip("gguf")
 Type = gguf.GGMLQuantizationType
@@ -56,6 +58,17 @@ def test_quantised_tensors_are_read_in_the_precision_that_is_asked_for(tmp_path:
     assert (half["a.weight"].dtype, half["b.bias"].dtype) == (torch.float16, torch.float32)
     assert torch.equal(half["a.weight"], full["a.weight"].half())
     assert narrow(path) == {"a.weight"}
+    assert Weights(path=path).stored == NARROW  # so that a GPU computes in half precision
+
+
+def test_scaled_weights_are_read_in_the_precision_that_is_asked_for(tmp_path: Path) -> None:
+    weight, scale = torch.tensor([[1.0, -2.0]]).to(torch.float8_e4m3fn), torch.tensor(0.3)
+    save_file({"a.weight": weight, "a.scale_weight": scale, "b.weight": torch.ones(1)}, tmp_path / "a.safetensors")
+    half = read_tensors(tmp_path / "a.safetensors", widened=torch.bfloat16)
+    assert torch.equal(half["a.weight"], (weight.float() * scale).bfloat16())
+    assert half["b.weight"].dtype == torch.float32
+    assert narrow(tmp_path / "a.safetensors") == {"a.weight"}
+    assert Weights(path=tmp_path / "a.safetensors").stored == NARROW
 
 
 @pytest.mark.parametrize("kind", RAW)
