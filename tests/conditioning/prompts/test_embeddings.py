@@ -206,8 +206,11 @@ def test_folders_are_bounded_and_never_left(tmp_path, monkeypatch):
     inside = tmp_path / "inside"
     inside.mkdir()
     torch.save({"<x>": TABLE}, tmp_path / "outside.pt")
+    (tmp_path / "aside").mkdir()
+    torch.save({"<x>": TABLE}, tmp_path / "aside" / "x.pt")
     (inside / "link").symlink_to(tmp_path)
-    for name in ("../outside", "..", str(tmp_path / "outside.pt"), "link/outside"):
+    (inside / "aside").symlink_to(tmp_path / "aside")
+    for name in ("../outside", "..", str(tmp_path / "outside.pt"), "link/outside", "aside/x"):
         with pytest.raises(BadRequest, match="there is no embedding"):
             named_in([f"embedding:{name}"], str(inside), "comfy")
     (tmp_path / "more").mkdir()
