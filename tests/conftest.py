@@ -100,6 +100,14 @@ def paired() -> Callable[..., Any]:
     return _paired
 
 
+@pytest.fixture(scope="session")
+def catalogued() -> dict[str, dict[str, Any]]:
+    """The catalogue by name; built once, since it builds every network of every preset on the meta device."""
+    from kinema.cli.models import catalogue
+
+    return {row["name"]: row for row in catalogue()}
+
+
 class Counting:
     """A backend for the compiler that counts graphs and runs them as they are; needs no C++ compiler."""
 

@@ -11,16 +11,19 @@ from kinema.cli.main import main
 from kinema.schema import BadRequest, Request
 
 
-@pytest.fixture(scope="module")
-def listed() -> dict[str, dict]:
-    """The catalogue by name; built once, since it builds every network on the meta device."""
-    import contextlib
-    import io
-
-    page = io.StringIO()
-    with contextlib.redirect_stdout(page):
-        assert main(["models", "--json"]) == 0
-    return {row["name"]: row for row in json.loads(page.getvalue())}
+def test_models_lists_every_preset_with_its_size(catalogued, capsys, monkeypatch):
+    monkeypatch.setattr("kinema.cli.models.catalogue", lambda: list(catalogued.values()))
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed == json.loads(json.dumps(list(catalogued.values())))
+    assert {f"{name}/{preset}" for name in registry.FAMILIES for preset in registry.family(name).presets} <= {
+        row["name"] for row in listed if row["parameters"]
+    }
+    tiny = next(row for row in listed if row["name"] == "zoetrope/tiny")
+    assert tiny["parameters"] > 1000
+    assert main(["models"]) == 0
+    page = capsys.readouterr().out
+    assert all(row["name"] in page for row in listed)
 
 
 @pytest.mark.parametrize(
@@ -34,20 +37,20 @@ def listed() -> dict[str, dict]:
         ("svd/sv3d-p", "unet", 1_525_278_442, 1428),
     ],
 )
-def test_the_modules_of_a_model_have_the_published_counts(listed, model, part, parameters, tensors):
-    assert listed[model]["parts"][part] == {"parameters": parameters, "tensors": tensors}
+def test_the_modules_of_a_model_have_the_published_counts(catalogued, model, part, parameters, tensors):
+    assert catalogued[model]["parts"][part] == {"parameters": parameters, "tensors": tensors}
 
 
-def test_the_counts_of_the_modules_add_up(listed):
-    counted = [row for row in listed.values() if row["parameters"] is not None]
+def test_the_counts_of_the_modules_add_up(catalogued):
+    counted = [row for row in catalogued.values() if row["parameters"] is not None]
     assert counted
     for row in counted:
         for what in ("parameters", "tensors"):
             assert sum(part[what] for part in row["parts"].values()) == row[what]
 
 
-def test_aliases_are_listed_with_their_repository(listed):
-    assert listed["svd-xt"]["kind"] == "alias of stabilityai/stable-video-diffusion-img2vid-xt"
+def test_aliases_are_listed_with_their_repository(catalogued):
+    assert catalogued["svd-xt"]["kind"] == "alias of stabilityai/stable-video-diffusion-img2vid-xt"
 
 
 def test_one_model_is_shown_with_its_sizes_and_options(capsys):

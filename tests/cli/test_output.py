@@ -159,27 +159,27 @@ def test_fifty_pairs_of_concurrent_writers_lose_no_clip(kind, tmp_path, monkeypa
 
 def test_three_processes_writing_one_name_keep_all_clips():
     code = """
-import sys, torch
+import os, torch
 from pathlib import Path
 from kinema.cli.output import Output
 from kinema.schema import Clip
-output = Output(Path("a.mp4"), "x")
-print("ready", flush=True)
-sys.stdin.readline()
-output.save(Clip(torch.full((1, 3, 2, 16, 16), float(sys.argv[1])), 8.0, {"model": sys.argv[1]}))
+ready, go, runs = os.pipe(), os.pipe(), []
+for i in range(3):
+    runs.append(os.fork())
+    if not runs[-1]:
+        os.close(go[1])
+        output = Output(Path("a.mp4"), "x")
+        os.write(ready[1], b".")
+        os.read(go[0], 1)  # until it is closed
+        output.save(Clip(torch.full((1, 3, 2, 16, 16), float(i)), 8.0, {"model": str(i)}))
+        os._exit(0)
+for _ in runs:
+    os.read(ready[0], 1)
+os.close(go[1])
+print(*(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) for run in runs))
 """
-    pipe = subprocess.PIPE
-    runs = [
-        subprocess.Popen([sys.executable, "-c", code, str(i)], stdin=pipe, stdout=pipe, text=True) for i in range(3)
-    ]
-    for run in runs:
-        assert run.stdout.readline() == "ready\n"
-    for run in runs:
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    assert [run.wait() for run in runs] == [0, 0, 0]
-    for run in runs:
-        run.communicate()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "0 0 0\n", done.stderr
     assert sorted(p.name for p in Path.cwd().iterdir()) == ["a-2.mp4", "a-3.mp4", "a.mp4"]
     assert {read_recipe(path)["model"] for path in Path.cwd().iterdir()} == {"0", "1", "2"}
 

@@ -22,7 +22,7 @@ from seeds import seeds
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="inputs are read in forks")
 NAMES = sorted(seeds()) if hasattr(os, "fork") else []
-INPUTS = int(os.environ.get("KINEMA_FUZZ", "2200"))
+INPUTS = int(os.environ.get("KINEMA_FUZZ", "1100"))
 EACH = -(-INPUTS // max(1, len(NAMES)))
 REFUSED = {"replay"}
 """Kinds whose whole file is refused too: the weights are others than the recipe's."""

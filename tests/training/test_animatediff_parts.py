@@ -262,7 +262,6 @@ def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):
     "more",
     [
         {"stage": "motion"},
-        {"stage": "motion", "model": "moving", "lora": "4"},
         {"stage": "image", "model": "moving", "lora": "4"},
         {"stage": "sparsectrl", "model": "moving"},
         {"stage": "image", "model": "animatediff/pocket"},

@@ -52,11 +52,12 @@ def test_the_grid_has_the_frame_counts_of_the_codec(model: Model) -> None:
                 continue
             if legal:
                 assert z.shape[2] == time.latent(frames)
-            assert (codec.decode(z).shape[2] == frames) == legal, frames
-            assert codec.decode(z).shape[2] == time.frames(z.shape[2])
+            decoded = codec.decode(z).shape[2]
+            assert (decoded == frames) == legal, frames
+            assert decoded == time.frames(z.shape[2])
 
 
-@pytest.mark.parametrize("frames", range(1, 14))
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 10, 13])  # one of each remainder of 4, and longer
 def test_every_frame_count_is_generated_animated_and_extended(model: Model, frames: int, tmp_path: Path) -> None:
     options = {"steps": 1, "seed": 1, **SMALL}
     Clip(torch.rand(1, 3, 1, 16, 24) * 2 - 1).save(tmp_path / "one.png")

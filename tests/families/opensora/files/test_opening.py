@@ -13,7 +13,6 @@ from torch import nn
 
 from kinema import registry
 from kinema.checkpoints.source import Source
-from kinema.cli.models import catalogue
 from kinema.events import Note
 from kinema.families.opensora.config import PRESETS, V2, V2_DC_AE, HunyuanConfig
 from kinema.families.opensora.dc_ae import VideoDCAE
@@ -105,14 +104,13 @@ def test_a_vae_of_images_is_refused_by_name(ldm, published, tmp_path, sparse):
         open_system(published["Open_Sora_v2.safetensors"], add={"vae": sd})
 
 
-def test_the_catalogue_has_the_published_counts():
-    rows = {row["name"]: row for row in catalogue()}
-    parts = {name: rows[f"opensora/{name}"]["parts"] for name in ("v2", "v2-dc-ae")}
+def test_the_catalogue_has_the_published_counts(catalogued):
+    parts = {name: catalogued[f"opensora/{name}"]["parts"] for name in ("v2", "v2-dc-ae")}
     assert parts["v2"]["transformer"] == {"parameters": 11_891_390_528, "tensors": 1082}
     assert parts["v2"]["vae"] == {"parameters": 246_478_803, "tensors": 248}
     assert parts["v2-dc-ae"]["transformer"] == {"parameters": 11_891_971_200, "tensors": 1082}
     assert parts["v2-dc-ae"]["vae"] == {"parameters": 459_462_147, "tensors": 339}
-    assert "hunyuan_vae.safetensors" in rows["open-sora-2"]["kind"]
+    assert "hunyuan_vae.safetensors" in catalogued["open-sora-2"]["kind"]
 
 
 # ------------------------------------------------------------------------------------ tiny models
