@@ -106,9 +106,10 @@ def opened(case: str) -> tuple[Model, Request, dict[str, nn.Module]]:
 
 
 def moments(whole: Run, draw: random.Random) -> Iterator[tuple[str, int]]:
-    """Random calls while sampling and while decoding, but not the job's last one, after which it is finished."""
+    """Random calls while sampling and while decoding, without a stage's last decoding call: then it is finished."""
     for phase in ("sample", "decode"):
-        found = [at for at, name in enumerate(whole.phases[:-1]) if name == phase]
+        pairs = enumerate(zip(whole.phases, [*whole.phases[1:], "sample"], strict=True))
+        found = [at for at, (now, following) in pairs if now == phase and (now, following) != ("decode", "sample")]
         for at in draw.choices(found, k=TRIES) if found else []:
             yield phase, at
 

@@ -80,11 +80,10 @@ def generate(
             work.system.begin_hash()  # in the background; missing files are reported now
         effort, done = shares(works), 0.0
         for number, work in enumerate(works):
-            work = _after(work, videos, hear)  # noqa: PLW2901
             report = over_stages(with_previews(hear, work, previews), done, effort[number])
             done += effort[number]
             try:
-                video = _run_stage(work, noises, latents_of, report)
+                video = _run_stage(_after(work, videos, hear), noises, latents_of, report)
             except Cancelled as cancelled:
                 small = _small(videos, works, record) if cancelled.keep_partial and "base" in videos else None
                 raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record), small=small) from None

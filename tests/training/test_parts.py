@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo
@@ -23,12 +25,27 @@ STAGES = [
     {"model": "animatediff/tiny", "stage": "sparsectrl"},
     {"model": "animatediff/tiny", "lora": "2"},
 ]
+OTHERS = [
+    {"model": "lumiere/tiny-sr"},
+    *({"model": f"opensora/tiny-{version}"} for version in ("dc-ae", "1.0", "1.1", "1.2", "1.3")),
+    {"model": "opensora/small", "stage": "codec"},
+    {"model": "opensora/small", "stage": "flow"},
+]
+"""Networks of other blocks in the same families."""
 
 
 @pytest.fixture
-def begun(small, tmp_path, heard):
+def begun(small, tmp_path, heard, monkeypatch):
     """``begun(**options)``: a run before its first step, in float64, without zero weights."""
-    runs = []
+    runs, presets = [], registry.family("opensora").presets
+    transformer = replace(
+        presets["pocket"].transformer, channels=6, width=48, heads=3, axes=(4, 6, 6), double_blocks=1, single_blocks=1
+    )
+    codec = replace(
+        presets["pocket"].pocket, latent=6, channels=(16, 24, 32), encoding=(1, 1, 1), decoding=(1, 1, 1)
+    )
+    few = replace(presets["pocket"], frames=9, height=32, width=48, transformer=transformer, pocket=codec)
+    monkeypatch.setitem(presets, "small", few)
 
     def make(**options):
         run = setup.begin(TrainOptions(**small(**{"validate_every": 0, "batch": 4, **options})), tmp_path, heard)
@@ -37,6 +54,8 @@ def begun(small, tmp_path, heard):
         with torch.no_grad():
             for p in run.model.parameters():
                 p.add_(torch.randn(p.shape, generator=noise) * 0.02)
+            if options["model"] == "opensora/small":
+                run.model.codec.variance.fill_(0.5)  # as if it were trained
         run.model.double()
         return run
 
@@ -76,7 +95,7 @@ def assert_equal(one, other, within=1e-12):
         torch.testing.assert_close(gradient, other[2][name], atol=within, rtol=within, msg=name)
 
 
-@pytest.mark.parametrize("options", STAGES, ids=lambda options: " ".join(options.values()))
+@pytest.mark.parametrize("options", [*STAGES, *OTHERS], ids=lambda options: " ".join(options.values()))
 def test_training_compiles_one_graph_per_kind_of_block_without_breaks(options, begun, counting):
     backend, kinds = counting
     run = begun(batch=1, **options)
@@ -119,7 +138,7 @@ def test_checkpointed_blocks_give_the_same_gradients_and_store_less(options, beg
     assert kept[1] < 0.6 * kept[0]
 
 
-@pytest.mark.parametrize("options", STAGES, ids=lambda options: " ".join(options.values()))
+@pytest.mark.parametrize("options", [*STAGES, *OTHERS], ids=lambda options: " ".join(options.values()))
 def test_four_parts_of_one_clip_equal_one_batch_of_four(options, begun):
     run = begun(**options)
     batch = batch_of(run)
