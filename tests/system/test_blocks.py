@@ -19,7 +19,7 @@ from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_bloc
 
 MODELS = (
     *(f"{name}/tiny" for name in sorted(registry.FAMILIES)),
-    *(f"opensora/tiny-{version}" for version in ("dc-ae", "1.0", "1.1", "1.2", "1.3")),
+    *(f"opensora/tiny-{version}" for version in ("1.0", "1.1", "1.3")),
 )
 ASK = Request(prompt="a red ball rolls right", seed=5, steps=1)
 

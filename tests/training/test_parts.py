@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch._dynamo
 from torch.autograd.graph import saved_tensors_hooks
 
 from kinema import registry
+from kinema.families.opensora.pocket.presets import PRESETS
 from kinema.system.blocks import checkpoint_blocks, compile_blocks
 from kinema.training import run as loop
 from kinema.training import setup
@@ -26,8 +28,7 @@ STAGES = [
     {"model": "animatediff/tiny", "lora": "2"},
 ]
 OTHERS = [
-    {"model": "lumiere/tiny-sr"},
-    *({"model": f"opensora/tiny-{version}"} for version in ("dc-ae", "1.0", "1.1", "1.2", "1.3")),
+    *({"model": f"opensora/tiny-{version}"} for version in ("1.0", "1.1", "1.3")),
     {"model": "opensora/small", "stage": "codec"},
     {"model": "opensora/small", "stage": "flow"},
 ]
@@ -37,15 +38,13 @@ OTHERS = [
 @pytest.fixture
 def begun(small, tmp_path, heard, monkeypatch):
     """``begun(**options)``: a run before its first step, in float64, without zero weights."""
-    runs, presets = [], registry.family("opensora").presets
+    runs, pocket = [], PRESETS["pocket"]
     transformer = replace(
-        presets["pocket"].transformer, channels=6, width=48, heads=3, axes=(4, 6, 6), double_blocks=1, single_blocks=1
+        pocket.transformer, channels=6, width=48, heads=3, axes=(4, 6, 6), double_blocks=1, single_blocks=1
     )
-    codec = replace(
-        presets["pocket"].pocket, latent=6, channels=(16, 24, 32), encoding=(1, 1, 1), decoding=(1, 1, 1)
-    )
-    few = replace(presets["pocket"], frames=9, height=32, width=48, transformer=transformer, pocket=codec)
-    monkeypatch.setitem(presets, "small", few)
+    codec = replace(pocket.pocket, latent=6, channels=(16, 24, 32), encoding=(1, 1, 1), decoding=(1, 1, 1))
+    few = replace(pocket, frames=9, height=32, width=48, transformer=transformer, pocket=codec)
+    monkeypatch.setitem(PRESETS, "small", few)
 
     def make(**options):
         run = setup.begin(TrainOptions(**small(**{"validate_every": 0, "batch": 4, **options})), tmp_path, heard)
@@ -106,7 +105,7 @@ def test_training_compiles_one_graph_per_kind_of_block_without_breaks(options, b
     compile_blocks(blocks, backend)
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
         compiled = gradients(run, batch)
-    assert backend.graphs == len(kinds) > 1
+    assert backend.graphs == len(kinds) > 0
     assert backend.breaks() == 0
     assert_equal(compiled, plain)
 
@@ -145,3 +144,23 @@ def test_four_parts_of_one_clip_equal_one_batch_of_four(options, begun):
     whole, parted = gradients(run, batch), gradients(run, batch, parts=4)
     assert_equal(whole, parted)
     assert_equal(whole, gradients(run, batch, parts=2))
+
+
+@pytest.mark.parametrize("model", ["zoetrope/tiny", "svd/tiny"])  # Muon with AdamW, and AdamW
+def test_the_steps_after_accumulation_equal_those_of_whole_batches(model, begun):
+    """Two steps: the second has the optimisers' memory of the first."""
+    run = begun(model=model, steps=10)
+    start, memory, weights = copy.deepcopy(run.model.state_dict()), [o.state_dict() for o in run.optimisers], []
+    for parts in (1, 4):
+        run.model.load_state_dict(start)
+        for optimiser, state in zip(run.optimisers, copy.deepcopy(memory), strict=True):
+            optimiser.load_state_dict(state)
+        run.state.step = 0
+        split = loop.replace(run, options=loop.replace(run.options, accumulate=parts))
+        batches = (batch_of(run, at) for at in range(2))
+        events = [loop.step(split, batches, lambda event: None) for _ in range(2)]
+        weights.append(copy.deepcopy(run.model.state_dict()))
+    moved = max(float((weights[0][name] - start[name]).abs().max()) for name in start)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-4 * moved, rtol=0, msg=name)
+    assert moved > 0.1 * events[-1].learning_rate

@@ -48,7 +48,7 @@ def test_an_invalid_image_is_rejected(content, capsys):
         (["--extra", "motion-bucket=fast"], "motion_bucket is 'fast'"),
         (["--extra", "augmentation=nan"], "augmentation is"),
         (["--extra", "anchor=3"], "anchor is 3; expected true or false"),
-        (["--extra", "elevation=10"], "no option of this svd model"),
+        (["--extra", "elevation=10"], "this svd model has no option"),
         (["--extra", "guidance-shape=square"], "there are linear"),
         (["--colours", "blue"], "free or seam or anchor"),
         (["--honour", "reconstruct"], "reconstruction"),

@@ -302,7 +302,7 @@ def test_invalid_options_raise_before_weights_are_loaded(saved, tmp_path, image_
         (one, {"control": still, "control_scale": [1, 2]}, "or one per frame"),
         (one, {"control": still, "control_span": [0.5, 0.5]}, "expected 0 <= start < end <= 1"),
         (one, {"control": still, "control_span": 0.5}, "expected two fractions of the steps"),
-        (one, {"controls": still}, "no option of animatediff 'controls'"),
+        (one, {"controls": still}, "animatediff has no option 'controls'"),
     ]
     for model, extra, message in cases:
         with pytest.raises(BadRequest, match=message.replace("(", r"\(")):

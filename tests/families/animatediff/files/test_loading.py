@@ -187,7 +187,7 @@ def test_a_file_in_the_wrong_slot_is_named(tiny, tmp_path):
         open_system(pan)
     with pytest.raises(BadRequest, match="is an AnimateDiff motion module.*; expected a VAE"):
         open_system(image, add={"vae": mm})
-    with pytest.raises(BadRequest, match="no slot of animatediff 'moton'; did you mean motion"):
+    with pytest.raises(BadRequest, match="animatediff has no slot 'moton'; did you mean motion"):
         open_system(image, add={"moton": mm})
     with pytest.raises(BadRequest, match=r"there is no file .*nothing.ckpt to add as motion"):
         open_system(image, add={"motion": tmp_path / "nothing.ckpt"})

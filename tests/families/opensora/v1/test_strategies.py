@@ -333,7 +333,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "cond_type is 'i2v'; expected i2v_head, i2v_tail",
     ),
     ("1.3", {"cond_type": "i2v_head", "mask_strategy": "0"}, {}, "cond_type both place references: give one"),
-    ("1.2", {"no_such": 1}, {}, "there is no option of opensora 'no_such'"),
+    ("1.2", {"no_such": 1}, {}, "opensora has no option 'no_such'"),
 ]
 
 
