@@ -153,7 +153,7 @@ def test_a_million_keys_are_refused_by_the_header(tmp_path: Path) -> None:
 def test_embeddings_in_the_file_are_left_out_and_noted(tmp_path: Path) -> None:
     file = opened(tmp_path, lora() | {"bundle_emb.mascot.clip_l": ones(1, 6)})
     assert list(file.lora) == [LAYER]
-    assert file.notes == ("a.safetensors also contains 1 embedding (mascot), which only the prompt can name: not used",)
+    assert file.notes == ("a.safetensors also contains 1 embedding (mascot), which only prompts can use: ignored",)
 
 
 def test_only_plain_loras_have_other_layouts(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_bundled_embeddings_are_named():
     ]
     assert bundled(names) == ["mascot", "style"]
     assert bundled_note(names, "a") == (
-        "a also contains 2 embeddings (mascot, style), which only the prompt can name: not used"
+        "a also contains 2 embeddings (mascot, style), which only prompts can use: ignored"
     )
     assert not bundled_note(names[-1:], "a")
 

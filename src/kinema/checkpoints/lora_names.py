@@ -130,7 +130,7 @@ def bundled_note(names: Iterable[str], where: str) -> str:
     if not found:
         return ""
     count = counted(len(found), "embedding")
-    return f"{where} also contains {count} ({first_names(found)}), which only the prompt can name: not used"
+    return f"{where} also contains {count} ({first_names(found)}), which only prompts can use: ignored"
 
 
 class Names(Generic[Value]):

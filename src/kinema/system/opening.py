@@ -138,7 +138,7 @@ def _add(
     slots = family.checkpoints.slots
     for slot, given in add.items():
         if slots is None:
-            raise BadRequest(f"{family.name} does not support add-ons; remove {slot}")
+            raise BadRequest(f"{family.name} does not support add-ons: leave out --add {slot}")
         part = registry.add_on_file(given)
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown_name(f"slot of {family.name}", slot, slots.names))

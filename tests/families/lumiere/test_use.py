@@ -253,7 +253,7 @@ def test_new_layers_alone_ask_for_their_image_model(tmp_path, image_file):
     new = {name: x for name, x in made.model.state_dict().items() if of_new_layer(name)}
     note = json.dumps({"family": "lumiere", "config": made.family.to_json(made.config)})
     files.write_tensors(tmp_path / "mine.safetensors", new, {"kinema": note})
-    with pytest.raises(BadRequest, match=r"has the layers over time alone: add the image model"):
+    with pytest.raises(BadRequest, match=r"has temporal layers only: add the image model"):
         load(tmp_path / "mine.safetensors").generate("a red ball")
 
 
@@ -284,7 +284,7 @@ def test_an_image_model_with_a_missing_or_another_tensor_is_refused_by_name(tmp_
     files.write_tensors(tmp_path / "odd.safetensors", tensors | {name: torch.zeros(3)}, note)
     for file, fault in (
         ("less", f"lacks 1 tensor of its image model .{name}"),
-        ("odd", "has another shape of 1 tensor"),
+        ("odd", "has other shapes for 1 tensor"),
     ):
         with pytest.raises(BadRequest, match=rf"{file}\.safetensors {fault}"):
             open_system("lumiere/tiny", add={"image": tmp_path / f"{file}.safetensors"})
@@ -293,7 +293,7 @@ def test_an_image_model_with_a_missing_or_another_tensor_is_refused_by_name(tmp_
 
 
 def test_layers_over_time_are_not_trained_on_a_random_image_model(tmp_path):
-    with pytest.raises(BadRequest, match="no image model to inflate, only random weights; add image=FILE"):
+    with pytest.raises(BadRequest, match="no image model to inflate, only random weights; give --add image=FILE"):
         train(TrainOptions(model="lumiere/sd15", out=str(tmp_path / "run"), steps=1))
     assert open_system("lumiere/pocket").config.inflated
 

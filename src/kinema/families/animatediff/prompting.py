@@ -45,7 +45,7 @@ def settled(request: Request, on_event: OnEvent) -> Request:
     if not isinstance(folder, str):
         return request
     if request.prompt_syntax == "plain":
-        raise BadRequest("--embeddings needs prompts that can name them: leave --prompt-syntax plain or it out")
+        raise BadRequest("plain prompts cannot name embeddings: leave out --prompt-syntax plain or --embeddings")
     found = embeddings.named_in(texts_of(request), folder, request.prompt_syntax or SYNTAXES[0])
     extra = {name: value for name, value in request.extra.items() if name != OPTION}
     if not found:

@@ -90,7 +90,7 @@ def test_the_wrong_vae_is_named(published):
         open_system(
             published["Open_Sora_v2_Video_DC_AE.safetensors"], add={"vae": published["hunyuan_vae.safetensors"]}
         )
-    with pytest.raises(BadRequest, match=r"it is the VAE of HunyuanVideo \(add vae=FILE\)"):
+    with pytest.raises(BadRequest, match=r"it is the VAE of HunyuanVideo \(--add vae=FILE\)"):
         open_system(published["hunyuan_vae.safetensors"])
     with pytest.raises(BadRequest, match=r"it is the Video DC-AE of Open-Sora 2.0"):
         open_system(published["F32T4C128_AE.safetensors"])
