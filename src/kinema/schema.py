@@ -209,7 +209,7 @@ class Request:
     seed: int | None = option("random seed; default: random, and stored in the recipe", None, least=0, most=2**63 - 1)
     clips: int = option("clips to generate in one batch", 1, least=1, most=64)
 
-    frames: int | None = option("frames to generate", None, least=1, most=MAX_FRAMES)
+    frames: int | None = option("frames of the finished clip", None, least=1, most=MAX_FRAMES)
     height: int | None = option("height in pixels", None, least=1, most=MAX_SIDE)
     width: int | None = option("width in pixels", None, least=1, most=MAX_SIDE)
     size: str | None = option("named size of the model, such as 768px:16:9 (see `kinema models NAME`)")
@@ -241,7 +241,7 @@ class Request:
 
     image: str | None = option("image or clip whose first frame starts the video", None, path=True)
     image_model: str | None = option(
-        "animate: model that generates the first frame from the prompt, in place of an image", None, path=True
+        "model that generates the first frame from the prompt, in place of an image", None, path=True
     )
     last_image: str | None = option("image that ends the video", None, path=True)
     keyframes: Mapping[str, str] = by_frame(
@@ -270,17 +270,17 @@ class Request:
         least=2,
         most=MAX_FRAMES,
     )
-    keep: int | None = option("extend: frames of the clip to continue from", None, least=1, most=MAX_FRAMES)
-    backward: bool = option("extend: add frames before the clip instead of after it", False)
+    keep: int | None = option("frames of the clip to continue from; default: all", None, least=1, most=MAX_FRAMES)
+    backward: bool = option("add frames before the clip instead of after it", False)
     loop: bool = option("let the last frame lead back to the first", False)
-    strength: float = option("edit: 0 keeps the source, 1 ignores it", 0.6, least=0, most=1)
+    strength: float = option("how much may change: 0 keeps the clip, 1 ignores it", 0.6, least=0, most=1)
     fit: Fit = option("how to fit images of another aspect ratio: crop or pad", "crop")
 
     honour: Honour = option(
         "how given pixels are held: native (the model's own), continuation, replacement or reconstruction (guidance)",
         "auto",
     )
-    reconstruction_weight: float = option("w_r of reconstruction guidance", 2.0, least=0, most=1000)
+    reconstruction_weight: float = option("weight of reconstruction guidance (w_r of VDM)", 2.0, least=0, most=1000)
     colours: Colours = option(
         "reduce colour drift: match new frames to the adjacent given frames (seam) or to the first frame (anchor)",
         "free",
@@ -319,9 +319,9 @@ class Request:
         path=True,
     )
     scale: int | None = option(
-        "upscale: enlargement factor of the sides; default: from the size of the output", None, least=2, most=16
+        "enlargement factor of the sides; default: from the size of the output", None, least=2, most=16
     )
-    super_resolution_weight: float = option("w_r of super-resolution by guidance", 9.0, least=0, most=1000)
+    super_resolution_weight: float = option("weight of guidance by the small clip (w_r of VDM)", 9.0, least=0, most=1000)
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,
