@@ -321,7 +321,9 @@ class Request:
     scale: int | None = option(
         "enlargement factor of the sides; default: from the size of the output", None, least=2, most=16
     )
-    super_resolution_weight: float = option("weight of guidance by the small clip (w_r of VDM)", 9.0, least=0, most=1000)
+    super_resolution_weight: float = option(
+        "weight of guidance by the small clip (w_r of VDM)", 9.0, least=0, most=1000
+    )
 
     extra: Mapping[str, Any] = field(
         default_factory=dict,

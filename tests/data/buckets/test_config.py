@@ -158,7 +158,7 @@ def test_what_is_no_bucket_configuration_is_refused_in_one_sentence(data: Any, m
         (
             "a.py",
             "bucket_config = {}\nbucket_config['small'] = {}",
-            "a.py line 2 changes bucket_config, and nothing is",
+            "a.py line 2 changes bucket_config, but the file is not run",
         ),
         ("a.py", "bucket_config = {}\nbucket_config.update(x)", "line 2 changes bucket_config"),
         ("a.py", "bucket_config = 5", "holds 5; expected resolutions"),

@@ -161,7 +161,7 @@ def test_a_style_may_have_some_layers_alone(model, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "fault"),
     [
-        ({"style_alpha": 0.5}, "without a style"),
+        ({"style_alpha": 0.5}, "style_alpha needs a style"),
         ({"style": "nowhere.safetensors"}, "there is no file or folder"),
         ({"style": "clip", "style_alpha": 1.5}, "expected a number from 0"),
         ({"stile": "clip"}, "did you mean style"),
@@ -262,8 +262,8 @@ def test_what_does_not_belong_in_a_slot_is_refused_by_name(tmp_path, image_file)
     files.write_tensors(tmp_path / "odd.safetensors", {"a.weight": torch.zeros(3)}, {})
     for slot, file, fault in (
         ("image", tmp_path / "odd.safetensors", "expected an image model"),
-        ("temporal", image, "expected layers over time"),
-        ("temporal", tmp_path / "odd.safetensors", "expected layers over time"),
+        ("temporal", image, "expected temporal layers"),
+        ("temporal", tmp_path / "odd.safetensors", "expected temporal layers"),
         ("image.two", image, "there is one image, which takes no name"),
     ):
         with pytest.raises(BadRequest, match=fault):

@@ -1,4 +1,4 @@
-"""Training of the layers over time; the image model stays frozen (§3.1).
+"""Training of the temporal layers; the image model stays frozen (§3.1).
 
 The authors publish neither optimiser nor steps. Letters: B clips, C channels, T frames, H W rows and columns.
 """

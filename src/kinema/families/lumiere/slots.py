@@ -1,4 +1,4 @@
-"""What can be added at opening: the image model to inflate, and layers over time that were trained apart from it."""
+"""What can be added at opening: the image model to inflate, and temporal layers that were trained apart from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SLOTS = Slots()
 
 
 def _open_temporal(config: Config, source: Source) -> FoundCheckpoint:
-    """Layers over time, as training writes them; their image model comes first. Checked by the header alone."""
+    """Temporal layers, as training writes them; their image model comes first. Checked by the header alone."""
     with on_meta():
         expected = {name: tuple(p.shape) for name, p in Lumiere(config).named_parameters() if of_new_layer(name)}
     found = {name: shape for name, (shape, _) in source.header.items()}
