@@ -194,7 +194,7 @@ def test_a_model_that_takes_guidance_as_an_input_is_refused(tiny, tmp_path, writ
 def test_sizes_that_fit_no_patch_are_refused(tiny, tmp_path, write, of_part):
     _, model = tiny
     tensors = of_part(model, "transformer") | {"cond_in.weight": torch.zeros(48, 22)}
-    with pytest.raises(BadRequest, match="fit no patch size"):
+    with pytest.raises(BadRequest, match="fits no patch size"):
         open_system(write(tmp_path / "odd.safetensors", tensors))
 
 
