@@ -4,7 +4,7 @@
     python -m benchmarks.lumiere_pocket borders        # super-resolution: averaged windows against separate ones
     python -m benchmarks.lumiere_pocket applications   # given pixels, cinemagraphs, styles
 
-Prompts are of the evaluation share, of which none was used in training or tuning of the layers over time
+Prompts are of the evaluation share, of which none was used in training or tuning of the temporal layers
 (docs/decisions/0015); their frozen image model was trained before that split, also on stills of the evaluation share.
 Results and sheets go to --evidence; inputs, and measurements by batch of prompts so that an interrupted run
 continues, to --out.

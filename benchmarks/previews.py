@@ -99,15 +99,26 @@ def alone(model: Any, files: dict[str, PreviewFile]) -> None:
         print(f"{mode:12} a preview takes {timing}: {RATE * cpu:.2%} of a second for {RATE:g}")
 
 
+EVERY = (
+    *("zoetrope", "svd-pocket", "animatediff-pocket", "lumiere-pocket", "lumiere-pocket-sr", "opensora-pocket"),
+    *("vdm/tiny", "svd/tiny", "animatediff/tiny", "lumiere/tiny", "opensora/tiny", "opensora/tiny-dc-ae"),
+    *("opensora/tiny-1.0", "opensora/tiny-1.1", "opensora/tiny-1.2", "opensora/tiny-1.3"),
+)
+
+
 def sheet(folder: Path, path: Path, steps: int = 12) -> None:
     """For each model, three rows of pairs: previewed x0 and decoded x0, after two steps, half of them, and all."""
     image, rows = first(folder), []
-    for name in ("zoetrope", "svd-pocket", "animatediff-pocket", "vdm/tiny", "svd/tiny", "animatediff/tiny"):
+    small = kinema.load("lumiere-pocket").generate("a red ball rolls right", seed=3, super_resolution="none")
+    clip = small.save(folder / "small.png")[0].with_suffix("") if small.shape.frames > 1 else image
+    for name in EVERY:
         model, events = kinema.load(name), list[Event]()
-        words = model.system.family.sampling.defaults(model.system.config).takes_prompt
+        own = model.system.family.sampling.defaults(model.system.config)
         arguments = {"seed": 3, "steps": steps, "on_event": events.append, "preview": Previews(1e6, SIDE)}
-        if words:
-            model.generate("a red ball rolls right", **arguments)
+        if name == "lumiere-pocket-sr":
+            model.upscale(clip, "a red ball rolls right", **arguments)
+        elif own.takes_prompt:
+            model.generate("a red ball rolls right", super_resolution="none", **arguments)
         else:
             model.animate(image, **arguments)
         preview_events = [event for event in events if isinstance(event, Preview)]

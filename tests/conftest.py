@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -127,16 +127,27 @@ class Counting:
 
 
 class Kinds(set):
-    """The kinds of blocks that ran: class, and of weights and inputs the shape, the order in memory and whether they
-    need a gradient."""
+    """The kinds of blocks that ran: class, switches, and of weights and inputs the shape, the order in memory and
+    whether they need a gradient."""
 
     def watch(self, blocks: Iterable[Any]) -> None:
         for block in blocks:
             block.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, block: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        held = (*block.parameters(), *inputs, *named.values())
-        self.add((type(block), *(self._of(x) for x in held if hasattr(x, "requires_grad"))))
+        switches = tuple((name, value) for name, value in vars(block).items() if isinstance(value, bool))
+        held = (*block.parameters(), *self._tensors((*inputs, *named.values())))
+        self.add((type(block), switches, *map(self._of, held)))
+
+    @classmethod
+    def _tensors(cls, value: Any) -> Iterator[Any]:
+        if hasattr(value, "requires_grad"):
+            yield value
+        elif isinstance(value, tuple | list):
+            for each in value:
+                yield from cls._tensors(each)
+        elif is_dataclass(value):
+            yield from cls._tensors(tuple(vars(value).values()))
 
     @staticmethod
     def _of(x: Any) -> tuple[Any, ...]:

@@ -40,6 +40,7 @@ TURNS = {
     r"\buntold\b": "",
     r"\bpictures?\b": "image",
     r"\bbeside\b": "next to, alongside",
+    r"layers over (time|space)": "temporal layers, spatial layers",
 }
 """Turns of phrase, as regular expressions, and what to write instead."""
 FORMATS = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from kinema.cancel import Cancel
+from kinema.cancel import Cancel, cancellable
 from kinema.events import OnEvent, ignore
 from kinema.generate import Noise, OnSettled, accept, generate
 from kinema.job import JobSource
@@ -131,6 +131,7 @@ def load(
     chunk_tokens: int | None = None,
     compile: bool = False,
     on_event: OnEvent = ignore,
+    cancel: Cancel | None = None,
 ) -> Model:
     """Open a model: "zoetrope" (embedded), an alias, a hub id, a folder or a file.
 
@@ -146,7 +147,8 @@ def load(
     otherwise. ``chunk_tokens`` is the number of tokens that feed-forward layers process at a time. ``compile`` compiles
     the network's blocks at their first run: the first step is slow, later ones are faster, and the last bits may
     differ. ``on_event`` receives a `Note` with the licence terms of some weights before their first download. Raises
-    BadRequest for unknown models, and for ``compile`` without a compiler.
+    BadRequest for unknown models, and for ``compile`` without a compiler, and Cancelled once ``cancel`` is set, also
+    during a download.
     """
     if offload not in ("auto", *LEVELS):
         raise BadRequest(unknown_name("offload", offload, ("auto", *LEVELS)))
@@ -155,8 +157,8 @@ def load(
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     if budget is not None and budget < 1:
         raise BadRequest(f"memory is {budget}; expected a number of bytes")
-    return Model(
-        open_system(
+    with cancellable(cancel):
+        system = open_system(
             source,
             variant=variant,
             preset=preset,
@@ -170,4 +172,4 @@ def load(
             compile=compile,
             on_event=on_event,
         )
-    )
+    return Model(system)

@@ -8,8 +8,9 @@ The token is thread-local, like PyTorch's no_grad: `cancellable` sets it for a w
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from kinema.events import Event, OnEvent
 from kinema.schema import Cancelled
@@ -62,7 +63,15 @@ def cancellable(token: Cancel | None) -> Iterator[None]:
 
 def checkpoint() -> None:
     """Raise `Cancelled` if this thread's job was cancelled. Call it before each part of a long operation."""
-    token = _here.token
+    _check(_here.token)
+
+
+def job_checkpoint() -> Callable[[], None]:
+    """Return `checkpoint` of this thread's job, for threads that work for it (downloads)."""
+    return partial(_check, _here.token)
+
+
+def _check(token: Cancel | None) -> None:
     if token is not None and token.cancelled:
         raise Cancelled(keep_partial=token.keep_partial)
 

@@ -13,7 +13,6 @@ This is the only module where families and tasks meet. Pixels are B×3×T×H×W 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -37,6 +36,7 @@ from kinema.job import (
     with_image,
 )
 from kinema.media.sound import extract_audio
+from kinema.memory.free import peak_bytes
 from kinema.memory.placing import place
 from kinema.previews import Previewed, Previews
 from kinema.provenance import frames_hash, recipe
@@ -80,11 +80,10 @@ def generate(
             work.system.begin_hash()  # in the background; missing files are reported now
         effort, done = shares(works), 0.0
         for number, work in enumerate(works):
-            work = _after(work, videos, hear)  # noqa: PLW2901
             report = over_stages(with_previews(hear, work, previews), done, effort[number])
             done += effort[number]
             try:
-                video = _run_stage(work, noises, latents_of, report)
+                video = _run_stage(_after(work, videos, hear), noises, latents_of, report)
             except Cancelled as cancelled:
                 small = _small(videos, works, record) if cancelled.keep_partial and "base" in videos else None
                 raise Cancelled(str(cancelled), _partial(cancelled.clip, works, record), small=small) from None
@@ -92,7 +91,7 @@ def generate(
             if latents_of == work.stage.name:
                 break
             record["stages"][number]["weights"] = work.system.weights_hash
-        on_event(Memory(_peak_bytes()))
+        on_event(Memory(peak_bytes(str(system.device))))
         if latents_of:
             return Clip(video, fps, record)
         return Clip(video, fps, record | {"frames_hash": frames_hash(video)}, sound)
@@ -141,19 +140,3 @@ def _small(videos: Mapping[str, Tensor], works: Sequence[StageRun], record: Mapp
     stages = record["stages"][: works.index(base) + 1]
     sound = extract_audio(base.canvas.heard, video.shape[2] / fps, ignore)
     return Clip(video, fps, {**record, "stages": stages, "frames_hash": frames_hash(video)}, sound)
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return _resident_peak()
-
-
-def _resident_peak() -> int:
-    """Return the process's peak resident memory in bytes; 0 if unknown (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

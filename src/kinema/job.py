@@ -215,7 +215,7 @@ def with_blocks(work: StageRun, blocks: tuple[Block, ...]) -> StageRun:
         if block.start < 0 or block.start % every or not 0 < block.frames <= own[0].frames or frames.stop > most:
             raise BadRequest(f"{where} with {block.frames} frames does not fit this clip")
         if block.way not in ways or block.prompt not in prompts:
-            raise BadRequest(f"{where} has a way or prompt that this clip does not use")
+            raise BadRequest(f"{where} holds frames in a way, or has a prompt, that this clip does not use")
         steps, held = cast(int, stage.request.steps), len(work.canvas.held)
         if len(block.releases) != held or not all(0 <= release <= steps for release in block.releases):
             raise BadRequest(f"{where} has invalid releases; expected {held}, each 0 to {steps}")

@@ -186,9 +186,14 @@ def family(name: str) -> Any:
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Return a message about an unknown name with similar names, or else the known ones."""
+    """Return a message about an unknown name with similar names, or else the known ones.
+
+    ``what`` is "sampler", or "size of zoetrope" for what belongs to something.
+    """
     names = sorted(known)
-    shown, more = quoted(name), f" and {len(names) - 8} more" if len(names) > 8 else ""
+    kind, _, owner = what.partition(" of ")
+    start = f"{owner} has no {kind} {quoted(name)}" if owner else f"there is no {kind} {quoted(name)}"
     if near := difflib.get_close_matches(name[:MAX_QUOTED], names, n=3, cutoff=0.55):
-        return f"there is no {what} {shown}; did you mean {', '.join(near)}?"
-    return f"there is no {what} {shown}; there are {', '.join(names[:8])}{more}"
+        return f"{start}; did you mean {', '.join(near)}?"
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{start}; {'it has' if owner else 'there are'} {', '.join(names[:8]) or 'none'}{more}"

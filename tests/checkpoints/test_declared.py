@@ -91,8 +91,8 @@ def test_the_strongest_mark_counts_and_the_other_is_named(path: Path) -> None:
     found = said(path, "v_pred", modelspec__prediction_type="epsilon")
     assert found.predicts == "v"
     assert len(found.notes) == 3
-    assert "by its metadata (modelspec.prediction_type) that it predicts noise, which is not used" in found.notes[1]
-    assert "by model.yaml that it predicts noise, which is not used" in found.notes[2]
+    assert "predicts noise by its metadata (modelspec.prediction_type), which is ignored" in found.notes[1]
+    assert "predicts noise by model.yaml, which is ignored" in found.notes[2]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kinema.api import load
+from kinema.cancel import Cancel
 from kinema.checkpoints.hub import fetch, fetch_model
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, Cancelled
 from kinema.system import open_system
 
 
@@ -50,9 +55,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list
     fetched: list[str] = []
 
     def snapshot(
-        repo_id: str, allow_patterns: list | None, ignore_patterns: list | None, local_files_only: bool
+        repo_id: str, allow_patterns: list | None, ignore_patterns: list | None, local_files_only: bool, tqdm_class: Any
     ) -> str:
-        folder = tmp_path / repo_id.replace("/", "--")
+        folder, bar = tmp_path / repo_id.replace("/", "--"), tqdm_class(disable=True)
         folder.mkdir(exist_ok=True)
         for file in repositories[repo_id]:
             wanted = allow_patterns is None or any(fnmatch(file, pattern) for pattern in allow_patterns)
@@ -60,6 +65,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, list
                 (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).touch()
                 fetched.append(file)
+                with ThreadPoolExecutor(1) as pool:  # as the library downloads
+                    pool.submit(bar.update, 1).result()
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
@@ -167,3 +174,22 @@ def test_hub_names_may_contain_dots_and_name_a_file(monkeypatch: pytest.MonkeyPa
 def test_a_variant_with_wildcards_is_refused(cache: Path, variant: str) -> None:
     with pytest.raises(BadRequest, match="expected a name such as fp16"):
         fetch_model("someone/something", offline=True, variant=variant)
+
+
+def test_a_download_ends_with_its_current_part(hub: tuple[dict[str, list[str]], list[str]]) -> None:
+    """The second download of a folder's files is cancelled while its second file comes."""
+    repositories, fetched = hub
+    token = Cancel()
+
+    class Files(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            for file in SVD:
+                if fetched.count(SVD[0]) == 2 and file == "unet/config.json":
+                    token.cancel()
+                yield file
+
+    repositories["stabilityai/something"] = Files()
+    for _ in range(2):  # once it is set, nothing is downloaded
+        with pytest.raises(Cancelled):
+            load("stabilityai/something", cancel=token)
+        assert fetched == ["model_index.json", "model_index.json", "unet/config.json"]

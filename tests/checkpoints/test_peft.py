@@ -77,7 +77,7 @@ def test_a_rank_stabilised_scale_is_alpha_over_the_root_of_the_rank(tmp_path):
         ({"use_qalora": True}, "has use_qalora True in adapter_config.json, a variant of LoRA that is not supported"),
         ({"layer_replication": [[0, 4]]}, "has layer_replication"),
         ({"alora_invocation_tokens": [3]}, "has alora_invocation_tokens"),
-        ({"use_dora": True}, "is a DoRA by its settings and has no magnitudes at unet.block.attn.q"),
+        ({"use_dora": True}, "state a DoRA, but unet.block.attn.q has no magnitudes"),
         ({"r": "x"}, "has the rank 'x' in adapter_config.json; expected a number"),
         ({"rank_pattern": {"q": -3}}, "has the rank -3 in adapter_config.json; expected at least 1"),
     ],

@@ -55,7 +55,7 @@ def test_shots_then_latents_from_the_command_line(clips, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["motion"], "there is no step of `kinema data` 'motion'"),
+        (["motion"], "`kinema data` has no step 'motion'"),
         (["motion-bucket"], "name a folder of clips, or clips"),
         (["motion-bucket", "nothing.mp4"], "there is no file or folder nothing.mp4"),
         (["motion-bucket", ".", "--middle", "0"], "--middle is 0; expected more than 0"),

@@ -86,7 +86,7 @@ def test_the_last_of_a_repeated_option_wins():
         (("a", "red", "ball"), ("unexpected 'red'", "quotes")),
         (("--frames",), ("--frames needs a value",)),
         (("--fps", "8", "--fit"), ("--fit needs a value",)),
-        (("-q",), ("-q", "there are")),
+        (("-q",), ("-q", "it has")),
     ],
 )
 def test_an_unreadable_option_is_one_line(words, parts):

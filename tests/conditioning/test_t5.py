@@ -163,7 +163,7 @@ CONFIGS = {
     "too many blocks": ("t5", {"num_layers": 10**6}, "more than 20,000 weight tensors"),
     "too wide": ("t5", {"d_model": 10**6, "d_ff": 10**6}, "parameters"),
     "an unknown activation": ("t5", {"feed_forward_proj": "gated-unknown"}, "no network can be built"),
-    "text as a number": ("clip", {"hidden_size": "wide"}, "config of .* is not one of CLIP-L: .*hidden_size"),
+    "text as a number": ("clip", {"hidden_size": "wide"}, "config of .* is not a config of CLIP-L: .*hidden_size"),
     "a giant": ("clip", {"vocab_size": 10**12}, "parameters"),
 }
 

@@ -212,7 +212,7 @@ def test_a_short_part_of_a_too_long_film_can_be_read(
     path = encode(tmp_path / "a.mp4", moving(FRAMES), prepare=key_frames(6))
     monkeypatch.setattr(read, "MAX_SECONDS", 1.0)
     monkeypatch.setattr(timing, "MAX_STILL", 1.0)
-    with pytest.raises(BadRequest, match="longer than 1 seconds; select a part with start and end"):
+    with pytest.raises(BadRequest, match="longer than 1 seconds; select a part with --start and --end"):
         read_video(path)
     assert read_video(path, start="14f").shape.frames == 6
     assert read_video(path, start="14f", end="16f").shape.frames == 2

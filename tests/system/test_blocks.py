@@ -17,7 +17,10 @@ from kinema.schema import BadRequest, Request
 from kinema.system import blocks as module
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
 
-FAMILIES = sorted(registry.FAMILIES)
+MODELS = (
+    *(f"{name}/tiny" for name in sorted(registry.FAMILIES)),
+    *(f"opensora/tiny-{version}" for version in ("1.0", "1.1", "1.3")),
+)
 ASK = Request(prompt="a red ball rolls right", seed=5, steps=1)
 
 
@@ -31,17 +34,17 @@ class Block(nn.Module):
         return 2 * y if twice else y
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 def test_sampling_compiles_one_graph_per_kind_of_block_without_breaks(name, counting):
     backend, kinds = counting
-    model = load(name, preset="tiny")
+    model = load(name)
     plain = model.run(ASK).video
     blocks = model.system.family.blocks(model.system.model)
     kinds.watch(blocks)
     compile_blocks(blocks, backend)
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # one graph per size, so that they can be counted
         compiled = model.run(ASK).video
-    assert backend.graphs == len(kinds) > 1
+    assert backend.graphs == len(kinds) > 0
     assert backend.breaks() == 0
     torch.testing.assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
     model.run(ASK.with_(seed=6))

@@ -214,6 +214,12 @@ def test_extend_refuses_fewer_frames_than_it_keeps(clip: str) -> None:
         canvas("extend", video=clip, frames=4)
 
 
+@pytest.mark.parametrize(("part", "most"), [({}, "6 frames of /"), ({"end": "3f"}, "3 frames of the used part of /")])
+def test_extend_refuses_to_keep_more_frames_than_there_are(clip: str, part: dict, most: str) -> None:
+    with pytest.raises(BadRequest, match=f"--keep is 7; expected at most the {most}"):
+        canvas("extend", video=clip, keep=7, **part)
+
+
 def test_inpaint_generates_the_region_and_outpaint_the_rest(clip: str) -> None:
     inside = canvas("inpaint", video=clip, region=(0, 0, 0.5, 1), frames=6)
     outside = canvas("inpaint", video=clip, region=(0, 0, 0.5, 1), frames=6, outside=True)

@@ -227,7 +227,7 @@ def test_sparsectrl_starts_from_the_encoder_and_keeps_the_model(runs, options_fo
 
 
 def test_what_sparsectrl_cannot_be_trained_on_is_said(runs, options_for, models):
-    with pytest.raises(BadRequest, match="has none; add motion=FILE first"):
+    with pytest.raises(BadRequest, match="has none; give --add motion=FILE first"):
         runs[0](options_for(model=str(models["image"]), stage="sparsectrl"))
     with pytest.raises(BadRequest, match="animatediff has no training stage 'codec'"):
         runs[0](options_for(model=str(models["image"]), stage="codec"))

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kinema import processor
 from kinema.checkpoints import files
 from kinema.events import TrainStep
 from kinema.schema import BadRequest
@@ -199,6 +200,14 @@ def test_precision_is_bf16_only_if_requested_or_fast(monkeypatch):
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
         assert setup.precision("auto", cpu) == expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_precision_on_an_accelerator_is_bf16_if_native(kind, native, monkeypatch):
+    monkeypatch.setattr(processor, "_has_bfloat16", lambda device: native)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True}, raising=False)  # the host's
+    assert setup.precision("auto", torch.device(kind)) == ("bf16" if native else "fp32")
 
 
 def test_joint_training_gives_the_family_independent_images(runs, small, monkeypatch):

@@ -67,7 +67,7 @@ def declared(path: Path, names: Collection[str], metadata: Mapping[str, str]) ->
         with_zero = " with zero terminal SNR" if zero else ""
         notes.append(f"{path.name} predicts {WORDS[predicts or 'eps']}{with_zero}, as {where or 'its marks'} says")
     notes += [
-        f"{path.name} says by {other} that it predicts {WORDS[value]}, which is not used: {where} is the stronger mark"
+        f"{path.name} predicts {WORDS[value]} by {other}, which is ignored: {where} takes precedence"
         for value, other in said[1:]
         if value != predicts
     ]

@@ -195,7 +195,9 @@ def _shape(where: str, name: str, shape: tuple[int, ...], settings: Mapping[str,
         return shape
     whole = isinstance(original, tuple) and all(type(n) is int and n > 0 for n in original)
     if not whole or math.prod(original) != math.prod(shape):
-        raise BadRequest(f"{where} gives {quoted(name)} of shape {list(shape)} the original shape {quoted(original)}")
+        raise BadRequest(
+            f"{where} states the original shape {quoted(original)} for {quoted(name)}, which has {list(shape)}"
+        )
     return original
 
 

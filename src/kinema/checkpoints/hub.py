@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from kinema.bounds import first_names, quoted
+from kinema.cancel import checkpoint, job_checkpoint
 from kinema.checkpoints.files import WEIGHTS
 from kinema.checkpoints.pickles import SUFFIXES
 from kinema.checkpoints.source import INDEX
@@ -103,10 +105,17 @@ def _snapshot(
         RepositoryNotFoundError,
     )
 
+    checkpoint()
+    wanted, unwanted = list(patterns) if patterns else None, list(ignored) if ignored else None
     try:
-        wanted, unwanted = list(patterns) if patterns else None, list(ignored) if ignored else None
         return Path(
-            snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=bool(offline))
+            snapshot_download(
+                repo_id,
+                allow_patterns=wanted,
+                ignore_patterns=unwanted,
+                local_files_only=bool(offline),
+                tqdm_class=_cancellable_bar(),
+            )
         )
     except HFValidationError as error:
         raise BadRequest(f"{repo_id!r} is not a hub repository; expected owner/name") from error
@@ -119,3 +128,21 @@ def _snapshot(
         raise BadRequest(f"{repo_id} is not in the local cache {reason}; download it once while online") from error
     except (HfHubHTTPError, OSError) as error:
         raise BadRequest(f"{repo_id} cannot be downloaded from the hub: {type(error).__name__}") from error
+
+
+def _cancellable_bar() -> type[Any]:
+    """The hub's progress bar, which also checks for cancellation: after each file, and after each part of one.
+
+    Downloads run in threads, so their exception ends them only when it reaches this bar; what was downloaded of a file
+    stays in the cache, and the next download continues it.
+    """
+    from huggingface_hub.utils import tqdm
+
+    check = job_checkpoint()
+
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            check()
+            return super().update(n)
+
+    return Bar

@@ -111,7 +111,7 @@ def read_lora(
         stem = stems[module]
         differences[module] = Parts(parts, module, stem, where, settings.strength(stem)).difference()
         if settings.is_dora(stem) and "down" in parts and not {"magnitude", "dora_scale"} & parts.keys():
-            raise BadRequest(f"{where} is a DoRA by its settings and has no magnitudes at {module}; expected them")
+            raise BadRequest(f"the settings of {where} state a DoRA, but {module} has no magnitudes")
     return moved(differences, aliases or {}, where)
 
 

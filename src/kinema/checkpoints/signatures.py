@@ -14,7 +14,7 @@ from kinema.checkpoints.source import Source
 from kinema.schema import BadRequest
 from kinema.values import counted
 
-ADD_ON = "an add-on to an image model (add"
+ADD_ON = "an add-on to an image model (--add"
 MOTION = f"an AnimateDiff motion module, {ADD_ON} motion=FILE)"
 FLUX = (
     "a Flux transformer, which generates images (`kinema convert FILE TARGET --layout open-sora` turns it into the "
@@ -32,8 +32,8 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^model\.diffusion_model\.", "a diffusion network without its text encoder"),
     (r"\.temporal_res_block\.|\.temporal_transformer_blocks\.", "one component of a Stable Video Diffusion folder"),
     (r"^(down_blocks|mid_block|up_blocks)\.", "the U-Net of a diffusers folder"),
-    (r"^(encoder|decoder)\.(down|up)_blocks\..*\.conv1\.conv\.", "the VAE of HunyuanVideo (add vae=FILE)"),
-    (r"^(encoder|decoder)\.stages\..*\.op_list\.", "the Video DC-AE of Open-Sora 2.0 (add vae=FILE)"),
+    (r"^(encoder|decoder)\.(down|up)_blocks\..*\.conv1\.conv\.", "the VAE of HunyuanVideo (--add vae=FILE)"),
+    (r"^(encoder|decoder)\.stages\..*\.op_list\.", "the Video DC-AE of Open-Sora 2.0 (--add vae=FILE)"),
     (r"^(encoder|decoder)\.(down_blocks|up_blocks|mid_block|down|up|mid)\.", "a VAE"),
     (r"^(vision_model|visual)\.", "a CLIP image encoder"),
     (r"^text_model\.", "a CLIP text encoder"),
@@ -41,7 +41,7 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     (r"^single_transformer_blocks\.", FLUX),
     (r"^double_blocks\.\d+\.img_attn_qkv\.", "a HunyuanVideo transformer"),
     (r"^(double_blocks|single_blocks)\.", "a Flux or Open-Sora 2.0 transformer"),
-    (r"^temporal\.(down|mid|up)\.", "the layers over time of a Lumiere model (to be added with --add temporal=FILE)"),
+    (r"^temporal\.(down|mid|up)\.", "the temporal layers of a Lumiere model (--add temporal=FILE)"),
     (r"^(encoder|decoder|shared)\.(block\.|.*SelfAttention|weight)", "a T5 text encoder"),
 )
 """Patterns of tensor names and what they identify; the first that matches any name wins."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -96,26 +95,6 @@ def free_memory(device_name: str) -> int:
     from kinema.memory.free import free_bytes
 
     return free_bytes(device_name)
-
-
-def peak_memory(device_name: str) -> int:
-    """Peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not report it).
-
-    Apple's driver records no peak; its current allocation, which includes torch's cache, is close to it.
-    """
-    import torch
-
-    kind = device_name.partition(":")[0]
-    if kind in ("cuda", "xpu"):
-        return int(getattr(torch, kind).max_memory_allocated(device_name))
-    if kind == "mps":
-        return torch.mps.driver_allocated_memory()
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_disk(folder: Path) -> int:

@@ -107,7 +107,9 @@ def ending(error: BaseException) -> tuple[str, int]:
 def _ending(error: BaseException) -> tuple[str, int]:
     match error:
         case BadRequest():
-            return str(error), BAD_REQUEST
+            from kinema.cli.spelling import spelled
+
+            return spelled(str(error)), BAD_REQUEST
         case KeyboardInterrupt():
             return "interrupted; no partial file was written", INTERRUPTED
         case Cancelled():

@@ -120,6 +120,7 @@ def _task(argv: Sequence[str]) -> tuple[TaskName, Sequence[str], bool]:
 def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
     """Plan the job and its memory, and time a few steps if it fits."""
     from kinema.job import build_job, bytes_of_other_stages, choose_memory_plan, precision_notes
+    from kinema.memory.free import peak_bytes
     from kinema.memory.plan import MemoryPlan, TooLarge
     from kinema.stages import NotesOnce
 
@@ -147,7 +148,7 @@ def forecast(model: Model, request: Request, *, measure: bool) -> Forecast:
         "seconds": cost.around + sum(map(mul, cost.a_step, steps)) if cost else None,
         "seconds_a_step": sum(cost.a_step) if cost else None,
         "network_calls": cost.calls if cost else None,
-        "peak_bytes": machine.peak_memory(device) or None if cost else None,
+        "peak_bytes": peak_bytes(device) or None if cost else None,
     }
     return Forecast(
         **job_fields(runs, steps),

@@ -77,9 +77,9 @@ VERBS: dict[TaskName, Verb] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
-        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep"),
-        *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
-        *("negative_prompt", "prompts"),
+        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "keep", "backward"),
+        *("strength", "scale", "seed", "frames", "width", "height", "size", "steps", "guidance", "negative_prompt"),
+        *("every", "motion", "prompts"),
     ),
     "clip": ("image", "start", "end", "prompt_spans", "prompt_syntax", "fps", "loop", "clips", "fit"),
     "sampling": (

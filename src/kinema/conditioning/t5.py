@@ -250,7 +250,9 @@ def _empty(found: Found) -> Any:
     try:
         config = kind(**found.config)
     except Exception as error:  # the library's own errors have no common type
-        raise BadRequest(f"the config of {found.weights} is not one of {found.encoder.title}: {_said(error)}") from None
+        raise BadRequest(
+            f"the config of {found.weights} is not a config of {found.encoder.title}: {_said(error)}"
+        ) from None
     with on_meta():
         model = build(config).eval()
     if found.encoder is CLIP and config.max_position_embeddings < CLIP_LENGTH:

@@ -69,8 +69,8 @@ def cut(
     """
     if not 0 < least_seconds <= most_seconds:
         raise BadRequest(
-            f"least_seconds is {least_seconds:g} and most_seconds is {most_seconds:g}; "
-            "expected 0 < least_seconds <= most_seconds"
+            f"shots are to last {least_seconds:g} to {most_seconds:g} s; expected a --least-seconds above 0, and "
+            "--most-seconds not below it"
         )
     entries = _entries(clips, follow_links, on_event)
     settings = {"least_seconds": least_seconds, "most_seconds": most_seconds, "side": side}

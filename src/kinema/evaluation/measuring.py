@@ -121,8 +121,8 @@ def note_known_prompts(model: str, options: EvaluateOptions, on_event: OnEvent) 
     if options.share == "evaluation" and training_split(model) == "train-v1":
         on_event(
             Note(
-                f"{model} was trained before the evaluation prompts were kept out of training, so it was trained on "
-                "them too; --split tuning has prompts that it was not trained on, but on which settings were chosen"
+                f"{model} was trained before evaluation prompts were kept out of training, so it has seen them; "
+                "it has not seen those of --split tuning, but settings were chosen on them"
             )
         )
 

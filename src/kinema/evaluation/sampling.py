@@ -89,7 +89,7 @@ class _BatchedPrompts(System):
             return None
         kinds = {tuple((region.release, region.noise) for region in each) for each in held}
         if len(held) < len(regions) or len(kinds) > 1:
-            raise BadRequest(f"{self.name} holds other frames in each clip, in steps of their own: use --batch 1")
+            raise BadRequest(f"{self.name} cannot sample clips with different given frames in one batch: use --batch 1")
         return tuple(_joined(same) for same in zip(*held, strict=True))
 
     def _each(self, request: Request) -> list[Request]:

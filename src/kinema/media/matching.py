@@ -30,7 +30,7 @@ def match_colours(video_BCTHW: Tensor, canvas: Canvas, how: Colours) -> Tensor:
     if how == "anchor":
         anchor_BCHW = canvas.first if canvas.block.anchor is None else canvas.block.anchor
         if anchor_BCHW is None:
-            raise BadRequest("colours is anchor, but no whole frame is given; use colours=seam")
+            raise BadRequest("--colours anchor needs a given whole frame; use --colours seam")
         current, target = video_BCTHW, anchor_BCHW[:, :, None]
     elif how == "seam":
         # Measured on new frames only: a model need not reproduce the given ones.

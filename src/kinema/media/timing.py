@@ -53,10 +53,10 @@ class Limits:
 
     def check(self, name: str, frames: int, pixels: int) -> None:
         if frames > self.frames:
-            raise BadRequest(f"{name} has more than {self.frames} frames; select a part with start and end")
+            raise BadRequest(f"{name} has more than {self.frames} frames; select a part with --start and --end")
         if pixels > self.pixels:
             raise BadRequest(
-                f"{name} has more than {self.pixels:,} pixels over all frames; select a part with start and end"
+                f"{name} has more than {self.pixels:,} pixels over all frames; select a part with --start and --end"
             )
 
 
@@ -202,7 +202,7 @@ def frames_from(name: str, timed: Iterator[TimedFrame], begin: float | None, lim
             if before is not None and frame.time > first:
                 yield before
         if frame.time - first > limits.seconds:
-            raise BadRequest(f"{name} is longer than {limits.seconds:g} seconds; select a part with start and end")
+            raise BadRequest(f"{name} is longer than {limits.seconds:g} seconds; select a part with --start and --end")
         yield frame
     if first is None and before is None:
         raise BadRequest(f"{name} contains no video frames")

@@ -1,9 +1,10 @@
-"""Free and total memory of a device, and parsing of memory sizes."""
+"""Free, total and peak memory of a device, and parsing of memory sizes."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,6 +60,28 @@ def total_bytes(device: str) -> int | None:
     import torch
 
     return int(torch.mps.recommended_max_memory() if kind == "mps" else getattr(torch, kind).mem_get_info(device)[1])
+
+
+def peak_bytes(device: str) -> int:
+    """Return the process's peak bytes so far: allocated on a GPU, resident on a CPU (0 if unknown, as on Windows).
+
+    Apple's driver records no peak; its current allocation, which includes torch's cache, is close to it.
+    """
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "xpu"):
+        import torch
+
+        return int(getattr(torch, kind).max_memory_allocated(device))
+    if kind == "mps":
+        import torch
+
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _container_free(group: Path = Path("/sys/fs/cgroup")) -> int:

@@ -138,7 +138,7 @@ def _add(
     slots = family.checkpoints.slots
     for slot, given in add.items():
         if slots is None:
-            raise BadRequest(f"{family.name} does not support add-ons; remove {slot}")
+            raise BadRequest(f"{family.name} does not support add-ons: leave out --add {slot}")
         part = registry.add_on_file(given)
         if slot.partition(".")[0] not in slots.names:
             raise BadRequest(registry.unknown_name(f"slot of {family.name}", slot, slots.names))
@@ -217,11 +217,13 @@ def _split(variant: str | None) -> tuple[str | None, str | None]:
 def _recognised(path: Path, variant: str | None) -> tuple[Family, Any, Weights, FoundCheckpoint]:
     """Recognise a file or folder by the metadata that ``kinema train`` writes, else by asking each family."""
     file_variant, model = _split(variant)
+    if file_variant and path.is_file():
+        raise BadRequest(f"variant {file_variant} selects files of a folder, and {path.name} is a file: leave it out")
     source = Source(path, file_variant, model)
     weights = Weights(path, variant=file_variant, model=model)
     if note := source.metadata.get("kinema"):
         if model:
-            raise BadRequest(f"the metadata of {path} already states the model; leave out variant {model}")
+            raise BadRequest(f"{path.name} states its model itself: leave out variant {model}")
         family, config = parse_metadata(note, str(path))
         return family, config, weights, FoundCheckpoint(config)
     likely = registry.PIPELINES.get(source.pipeline)  # asked first, so that other families need not be imported

@@ -15,7 +15,10 @@ def plan(request: Request) -> Request:
     require(request, "video")
     refuse_both(request, "backward", "loop")
     probe = source(request, request.fps)
-    known = min(probe.frames, request.keep or probe.frames)
+    known = request.keep or probe.frames
+    if known > probe.frames:
+        part = "" if (request.start, request.end, request.fps) == (None, None, None) else "the used part of "
+        raise BadRequest(f"--keep is {known}; expected at most the {probe.frames} frames of {part}{request.video}")
     frames = request.frames or known + NEW_FRAMES
     if request.frames is None and frames > MAX_FRAMES:
         raise BadRequest(

@@ -203,10 +203,9 @@ def training_network(system: System, seed: int) -> nn.Module:
 
 
 def precision(wanted: str, device: torch.device) -> str:
-    """Resolve ``auto``: bf16 only where it is faster; on a CPU without native bfloat16 it is 3–4× slower."""
+    """Resolve ``auto``: bf16 autocast where it is native; on a CPU without it, it is 3–4× slower."""
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    arm = processor.describe().get("bf16")  # not measured on Arm, and PyTorch does not use Apple's bfloat16 units
-    return "bf16" if processor.is_native(torch.bfloat16) and not arm else "fp32"
+    # Not measured on Arm's CPUs, and PyTorch does not use the bfloat16 units of Apple's.
+    arm = device.type == "cpu" and processor.describe().get("bf16")
+    return "bf16" if processor.is_native_on(device, torch.bfloat16) and not arm else "fp32"

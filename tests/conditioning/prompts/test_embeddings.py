@@ -251,11 +251,11 @@ def test_prompts_name_loras(tmp_path):
     [
         ("<lora:ink:0.8>", r"give its file with --lora ink.safetensors:0.8 and leave <lora:…> out, or its folder"),
         ("<hypernet:ink>", "only LoRAs can be added in a prompt"),
-        ("<lora:ink:0.8:0.2>", "weights of parts"),
-        ("<lora:ink:te=0.8>", "weights of parts"),
+        ("<lora:ink:0.8:0.2>", "several weights; expected one"),
+        ("<lora:ink:te=0.8>", "several weights; expected one"),
         ("<lora:ink:nan>", "has the weight nan"),
         ("<lora:ink:1e309>", "has the weight 1e309"),
-        ("<lora:ink:0.8> <lora:ink:0.9>", "another weight of the same LoRA"),
+        ("<lora:ink:0.8> <lora:ink:0.9>", "the same LoRA another weight"),
     ],
 )
 def test_lora_tags_that_cannot_be_used_raise(text, message):

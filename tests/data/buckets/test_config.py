@@ -125,7 +125,7 @@ def test_what_is_no_bucket_configuration_is_refused_in_one_sentence(data: Any, m
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "{}", "is no bucket file; expected one that ends in .json, .yaml or .py"),
+        ("a.txt", "{}", "is not a bucket file; expected a name ending in .json, .yaml or .py"),
         ("a.json", "[" * 10**5, "nested deeper than 48 levels"),
         ("a.json", '{"small": {"5": [1.0, ' + "9" * 100 + "]}}", "at most 24 digits"),
         ("a.json", "{" + " " * 2**18 + "}", "at most 262,144 are read; expected a bucket file"),
@@ -158,7 +158,7 @@ def test_what_is_no_bucket_configuration_is_refused_in_one_sentence(data: Any, m
         (
             "a.py",
             "bucket_config = {}\nbucket_config['small'] = {}",
-            "a.py line 2 changes bucket_config, and nothing is",
+            "a.py line 2 changes bucket_config, but the file is not run",
         ),
         ("a.py", "bucket_config = {}\nbucket_config.update(x)", "line 2 changes bucket_config"),
         ("a.py", "bucket_config = 5", "holds 5; expected resolutions"),

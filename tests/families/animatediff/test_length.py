@@ -353,7 +353,9 @@ def test_scribbles_of_a_block_wise_clip_go_to_the_block_with_their_frame(tmp_pat
 )
 def test_per_frame_options_of_block_wise_clips_raise_before_weights_are_loaded(overrides, extra):
     tiny = load("animatediff", preset="tiny", overrides=overrides)
-    with pytest.raises(BadRequest, match=f"per-frame {next(iter(extra))} does not work block-wise; set a window"):
+    with pytest.raises(
+        BadRequest, match=f"per-frame {next(iter(extra))} does not work block by block; give a --window"
+    ):
         tiny.generate("a red ball", frames=20, overlap=12, extra=extra)
     assert tiny.system.runtime.model is None
 

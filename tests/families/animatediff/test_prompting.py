@@ -217,7 +217,7 @@ def test_embeddings_change_the_clip_and_are_recorded_by_name_and_hash(model, tmp
 def test_an_embeddings_folder_that_is_not_used_is_noted_or_refused(model, tmp_path):
     request = ask("a", extra={"embeddings": str(tmp_path)})
     assert any("--embeddings is not used" in note for note in notes_of(model, request))
-    with pytest.raises(BadRequest, match="--embeddings needs prompts that can name them"):
+    with pytest.raises(BadRequest, match="plain prompts cannot name embeddings"):
         build_job(model.system, request.with_(prompt_syntax="plain"))
     torch.save({"string_to_param": {"*": torch.zeros(1, 3)}}, tmp_path / "zed.pt")
     with pytest.raises(BadRequest, match="zed.pt has vectors 1×3, of another model"):

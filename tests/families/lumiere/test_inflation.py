@@ -31,7 +31,7 @@ def config(request):
 
 
 def network(config: Config, dtype=torch.float64) -> SpaceTimeUNet:
-    """An inflated network: image layers random, layers over time as initialised."""
+    """An inflated network: image layers random, temporal layers as initialised."""
     torch.manual_seed(2)
     unet = SpaceTimeUNet(config).eval().to(dtype).requires_grad_(False)
     for name, p in unet.named_parameters():

@@ -161,7 +161,7 @@ def test_a_style_may_have_some_layers_alone(model, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "fault"),
     [
-        ({"style_alpha": 0.5}, "without a style"),
+        ({"style_alpha": 0.5}, "style_alpha needs a style"),
         ({"style": "nowhere.safetensors"}, "there is no file or folder"),
         ({"style": "clip", "style_alpha": 1.5}, "expected a number from 0"),
         ({"stile": "clip"}, "did you mean style"),
@@ -253,7 +253,7 @@ def test_new_layers_alone_ask_for_their_image_model(tmp_path, image_file):
     new = {name: x for name, x in made.model.state_dict().items() if of_new_layer(name)}
     note = json.dumps({"family": "lumiere", "config": made.family.to_json(made.config)})
     files.write_tensors(tmp_path / "mine.safetensors", new, {"kinema": note})
-    with pytest.raises(BadRequest, match=r"has the layers over time alone: add the image model"):
+    with pytest.raises(BadRequest, match=r"has temporal layers only: add the image model"):
         load(tmp_path / "mine.safetensors").generate("a red ball")
 
 
@@ -262,8 +262,8 @@ def test_what_does_not_belong_in_a_slot_is_refused_by_name(tmp_path, image_file)
     files.write_tensors(tmp_path / "odd.safetensors", {"a.weight": torch.zeros(3)}, {})
     for slot, file, fault in (
         ("image", tmp_path / "odd.safetensors", "expected an image model"),
-        ("temporal", image, "expected layers over time"),
-        ("temporal", tmp_path / "odd.safetensors", "expected layers over time"),
+        ("temporal", image, "expected temporal layers"),
+        ("temporal", tmp_path / "odd.safetensors", "expected temporal layers"),
         ("image.two", image, "there is one image, which takes no name"),
     ):
         with pytest.raises(BadRequest, match=fault):
@@ -284,7 +284,7 @@ def test_an_image_model_with_a_missing_or_another_tensor_is_refused_by_name(tmp_
     files.write_tensors(tmp_path / "odd.safetensors", tensors | {name: torch.zeros(3)}, note)
     for file, fault in (
         ("less", f"lacks 1 tensor of its image model .{name}"),
-        ("odd", "has another shape of 1 tensor"),
+        ("odd", "has other shapes for 1 tensor"),
     ):
         with pytest.raises(BadRequest, match=rf"{file}\.safetensors {fault}"):
             open_system("lumiere/tiny", add={"image": tmp_path / f"{file}.safetensors"})
@@ -293,7 +293,7 @@ def test_an_image_model_with_a_missing_or_another_tensor_is_refused_by_name(tmp_
 
 
 def test_layers_over_time_are_not_trained_on_a_random_image_model(tmp_path):
-    with pytest.raises(BadRequest, match="no image model to inflate, only random weights; add image=FILE"):
+    with pytest.raises(BadRequest, match="no image model to inflate, only random weights; give --add image=FILE"):
         train(TrainOptions(model="lumiere/sd15", out=str(tmp_path / "run"), steps=1))
     assert open_system("lumiere/pocket").config.inflated
 

@@ -79,7 +79,7 @@ def test_the_sizes_of_training_are_those_published() -> None:
         ("256", "the resolution is '256'; expected a name of Open-Sora 2.0, such as 256px"),
         ("0px", "the resolution is '0px'"),
         ("99999px", "the resolution is '99999px'"),
-        ("256px_ar7:3", "256px_ar7:3 is no resolution: its ratio is not one of 2.39:1, 2:1"),
+        ("256px_ar7:3", "256px_ar7:3 is not a resolution: expected the ratio to be one of 2.39:1, 2:1"),
         ("256px_min", "the resolution is '256px_min'"),
         ("٢px", "the resolution is"),
         ("4px", "frames of 16 pixels are too small for 2.39:1; sides are multiples of 16"),

@@ -181,7 +181,7 @@ def test_the_mix_of_given_frames_is_that_of_the_image_to_video_stage() -> None:
         ({"decode_chunk": 2, "decode_overlap": 2}, "decode_overlap is 2; expected less than the decode_chunk of 2"),
         ({"decode_overlap": 1}, "decode_overlap applies only with decode_chunk"),
         ({"oscillate": 1}, "oscillate is 1; expected true or false"),
-        ({"oscilate": True}, "there is no option of opensora 'oscilate'; did you mean oscillate"),
+        ({"oscilate": True}, "opensora has no option 'oscilate'; did you mean oscillate"),
         (
             {"dynamic_image": False},
             "dynamic_image applies only to frames that the network is given: leave it out of generate",

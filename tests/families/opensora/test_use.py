@@ -212,8 +212,8 @@ def test_named_sizes_are_those_of_the_tables(preset: str, name: str, size: tuple
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--size", "768px:7:5"), "there is no size of tiny.safetensors '768px:7:5'; did you mean"),
-        (("--size", "big"), "there is no size of tiny.safetensors 'big'; there are 256px:1.85:1"),
+        (("--size", "768px:7:5"), "tiny.safetensors has no size '768px:7:5'; did you mean"),
+        (("--size", "big"), "tiny.safetensors has no size 'big'; it has 256px:1.85:1"),
         (("--size", "256px:1:1", "--height", "32"), "--size sets height and width"),
     ],
 )

@@ -236,7 +236,7 @@ def test_the_conditioning_image_is_the_first_whole_frame_or_frame_0():
         ({"decode_tile": 16.0}, "decode_tile is 16.0; expected a whole number"),
         ({"guidance_shape": "square"}, "triangle"),
         ({"motion": 3}, "motion_bucket"),
-        ({"elevation": 10}, "no option of this svd model"),
+        ({"elevation": 10}, "this svd model has no option"),
     ],
 )
 def test_unknown_options_and_invalid_values_are_rejected_by_name(extra, names):

@@ -33,10 +33,10 @@ def tags(text: str) -> dict[str, float]:
         if match[1] not in _NAMES:
             raise BadRequest(f"the prompt names {tag}; only LoRAs can be added in a prompt, as <lora:NAME:WEIGHT>")
         if len(set(weights)) > 1 or any("=" in each for each in weights):
-            raise BadRequest(f"the prompt names {tag} with weights of parts; expected one weight for the whole LoRA")
+            raise BadRequest(f"the prompt gives {tag} several weights; expected one for the whole LoRA")
         weight = weight_of(weights[0]) if weights else 1.0
         if found.setdefault(name.strip(), weight) != weight:
-            raise BadRequest(f"the prompt names {tag} and another weight of the same LoRA; give it once")
+            raise BadRequest(f"the prompt names {tag} and gives the same LoRA another weight; give it once")
     return found
 
 

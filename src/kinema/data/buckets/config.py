@@ -127,7 +127,7 @@ def _parsed(path: Path) -> Any:
     where, kind = printable(str(path), 120), path.suffix.lower()
     readers = {".json": bounds.from_json, ".yaml": bounds.from_yaml, ".yml": bounds.from_yaml}
     if kind != ".py" and kind not in readers:
-        raise BadRequest(f"{where} is no bucket file; expected one that ends in .json, .yaml or .py")
+        raise BadRequest(f"{where} is not a bucket file; expected a name ending in .json, .yaml or .py")
     text = bounds.decoded(bounds.read_bytes(path, bounds.MAX_CONFIG, "a bucket file"), where)
     return from_python(text, where, NAME) if kind == ".py" else readers[kind](text, where)
 

@@ -38,7 +38,9 @@ def from_python(text: str, where: str, name: str) -> Any:
     named = [i for i, token in enumerate(tokens[:-1]) if token.string == name and token.start[1] == 0]
     starts = [i + 2 for i in named if tokens[i + 1].string == "="]
     if changed := [tokens[i] for i in named if tokens[i + 1].string != "="]:
-        raise BadRequest(f"{where} line {changed[0].start[0]} changes {name}, and nothing is run; expected one literal")
+        raise BadRequest(
+            f"{where} line {changed[0].start[0]} changes {name}, but the file is not run; expected one literal"
+        )
     if not starts and not (tokens and tokens[0].string in _CLOSING):
         raise BadRequest(f"{where} has no {name}; expected {name} = {{…}}")
     first = starts[-1] if starts else 0

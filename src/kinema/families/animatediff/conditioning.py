@@ -171,7 +171,7 @@ def sizes(config: Config, height: int, width: int) -> Tensor:
 def extra_help(config: Config) -> dict[str, str]:
     """One line of help for each option."""
     return {
-        "clip_skip": f"last layers of CLIP to skip, minus one; default 1, nothing (1 to {max_clip_skip(config)})",
+        "clip_skip": f"layer of CLIP to use, counted from the last: 1 (default) to {max_clip_skip(config)}",
         "effect": "scale of the motion module's output: a number, one per frame, or by region; default 1",
         "motion_scale": "scale of its attention keys, in the same forms; above 1 gives more motion; default 1",
         "scribble": "scribble image, or a mapping of frames to images, with SparseCtrl for scribbles",
@@ -203,7 +203,7 @@ def check_extra(config: Config, request: Request) -> None:
     image_prompts.check(config, request)
     pia.affinity_of(config, request)
     if "scribble" in extra and config.sparse != "scribble":
-        raise BadRequest("scribble needs SparseCtrl for scribbles and this model has none; add sparsectrl=FILE")
+        raise BadRequest("scribble needs SparseCtrl for scribbles and this model has none; give --add sparsectrl=FILE")
     steering.check_frames("scribble", scribbles_of(request), request)
     for file in scribbles_of(request).values():
         if not Path(file).is_file():

@@ -33,7 +33,7 @@ from kinema.spans import Spans, Stop, spans_of
 from kinema.system import Checkpoints, Conditions, Defaults, OpenedModel, Process, Sampling, Slots, Training, Tuning
 from kinema.vae.kl2d import ImageCodec
 
-_ABSENT = {"vae": "VAE; add vae=FILE", "text": "text encoder; add text=FILE"}
+_ABSENT = {"vae": "VAE; give --add vae=FILE", "text": "text encoder; give --add text=FILE"}
 
 
 class AnimateDiffSampling(Sampling):
@@ -93,13 +93,13 @@ class AnimateDiffSampling(Sampling):
         is_block_wise = options.is_block_wise(request, config.longest)
         if is_block_wise and request.overlap is None:
             raise BadRequest(
-                f"frames is {frames}; the motion module handles {config.longest} at a time: set window (up to "
-                f"{config.longest}), overlap to generate block-wise, or overrides stretch={frames}"
+                f"frames is {frames}; the motion module handles {config.longest} at a time: give --window (up to "
+                f"{config.longest}), or --overlap to generate block by block"
             )
         if is_block_wise and (config.controls or config.adapters):
             raise BadRequest(
-                f"frames is {frames}; ControlNets and IP-Adapters do not work block-wise: set window (up to "
-                f"{config.longest}) instead of only overlap"
+                f"frames is {frames}; ControlNets and IP-Adapters do not work block by block: give --window (up to "
+                f"{config.longest}), not --overlap alone"
             )
 
     def files(self, request: Request) -> tuple[str, ...]:

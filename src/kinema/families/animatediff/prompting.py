@@ -58,7 +58,7 @@ def settled(config: Config, request: Request, loras: Sequence[LoraFile], on_even
     folder = given if isinstance(given, str) else None
     bundled = set[str]() if config.words else {name for file in loras for name in file.embeddings}
     if folder is not None and syntax == "plain":
-        raise BadRequest("--embeddings needs prompts that can name them: leave --prompt-syntax plain or it out")
+        raise BadRequest("plain prompts cannot name embeddings: leave out --prompt-syntax plain or --embeddings")
     named = dict(given) if isinstance(given, Mapping) else {}
     if (folder is not None or bundled) and syntax != "plain":
         named = embeddings.named_in(texts_of(request), folder, syntax, bundled - named.keys()) | named

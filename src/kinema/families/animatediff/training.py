@@ -47,7 +47,9 @@ class AnimateDiffTraining(Tuning):
         if config.sparse not in (None, kind):
             raise BadRequest(f"this model already has SparseCtrl of kind {config.sparse}; expected none or {kind}")
         if config.motion == "none":
-            raise BadRequest("SparseCtrl needs a motion module and this image model has none; add motion=FILE first")
+            raise BadRequest(
+                "SparseCtrl needs a motion module and this image model has none; give --add motion=FILE first"
+            )
         if kind == "scribble" and config.stride != 8:
             raise BadRequest(sparse.wrong_stride(config))
         return replace(config, sparse="rgb" if kind == "rgb" else "scribble", stage="sparsectrl")

@@ -34,7 +34,7 @@ from kinema.vae.given_pixels import encode_given
 from kinema.values import quoted
 
 OPTIONS = {
-    "style": "image model, fine-tuned from this one's, whose layers over space are used",
+    "style": "image model whose spatial layers are used; fine-tuned from this model's image model",
     "style_alpha": "share of the style in these layers, 0 (none) to 1; default 1",
 }
 
@@ -93,7 +93,7 @@ def check_files(system: OpenedModel) -> None:
     alone = weights.path is not None and all(of_new_layer(name) for name in weights.source.header)
     if alone and not any(each.slot == "image" for each in weights.added):
         raise BadRequest(
-            f"{weights.path} has the layers over time alone: add the image model that they were trained with "
+            f"{weights.path} has temporal layers only: add the image model that they were trained with "
             "(--add image=FILE)"
         )
     if system.config.words:
@@ -188,7 +188,7 @@ def check_size(config: Config, request: Request) -> None:
         raise BadRequest("this model enlarges clips: use it with kinema upscale, or name it as --super-resolution")
     if request.super_resolution_weight != Request().super_resolution_weight:
         raise BadRequest(
-            "super_resolution_weight is for models that are guided by the small clip; this one takes it as input"
+            "--super-resolution-weight applies only to guidance by the small clip; this model gets it as input"
         )
 
 
@@ -202,7 +202,7 @@ def check_style(config: Config, request: Request) -> None:
         raise BadRequest(f"style_alpha is {quoted(alpha)}; expected a number from 0 (none of the style) to 1")
     if style is None:
         if "style_alpha" in request.extra:
-            raise BadRequest("style_alpha is given without a style; add style=FILE")
+            raise BadRequest("style_alpha needs a style: give --extra style=FILE")
         return
     if not isinstance(style, str) or not style.strip() or not _style_path(style).exists():
         raise BadRequest(f"there is no file or folder {quoted(style)} to take a style from; expected an image model")
@@ -232,7 +232,7 @@ def styled(system: OpenedModel, request: Request) -> SpaceTimeUNet | None:
         if name not in style and not whole:
             continue
         if name not in style or style[name].shape != weight.shape:
-            raise BadRequest(f"{source.path} is not of this model's kind: {name} is missing or of another size")
+            raise BadRequest(f"{source.path} does not fit this model: {name} is missing or has another shape")
         if weight.is_meta:
             raise BadRequest("a style needs all weights in memory: use --offload none")
         weights[name] = torch.lerp(weight.float(), style[name].to(weight.device).float(), alpha).to(weight.dtype)

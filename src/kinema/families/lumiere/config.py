@@ -1,4 +1,4 @@
-"""Sizes and sampling settings of Space-Time U-Nets: those of the image model, and those of the layers over time.
+"""Sizes and sampling settings of Space-Time U-Nets: those of the image model, and those of the temporal layers.
 
 The paper publishes no sizes; parameter counts next to the presets are those of `build` and checked by a test.
 """
@@ -74,7 +74,7 @@ class Config:
     overlap: int | None = None
     """For a model that works on windows of the clip, the frames that they share (§3.2); None: the clip is one pass."""
     inflated: bool = False
-    """Whether the image part has the weights of an image model; random ones are of no use to layers over time."""
+    """Whether the image part has the weights of an image model; random ones are of no use to temporal layers."""
 
     def __post_init__(self) -> None:
         if self.longest % self.factor or self.frames % self.factor:

@@ -101,7 +101,7 @@ class LumiereSampling(Sampling):
 
 
 class LumiereCheckpoints(Checkpoints):
-    """Weight files: Kinema's own, with image models and layers over time as add-ons. No weights were published."""
+    """Weight files: Kinema's own, with image models and temporal layers as add-ons. No weights were published."""
 
     convert = staticmethod(image_files.native)
     check_ready = staticmethod(conditioning.check_files)

@@ -52,8 +52,8 @@ def open_image(config: Config, source: Source) -> FoundCheckpoint:
         raise BadRequest(f"{source.path} has no {' and no '.join(image.absent)}; expected a file with all parts")
     if image.predicts == "v" or image.zero_snr or image.image_trained_betas or image.timesteps != 1000:
         raise BadRequest(
-            f"{source.path} is an image model with v-prediction, zero terminal SNR or betas of its own; expected one "
-            "that predicts noise or x0 at the betas of a formula"
+            f"{source.path} is an image model with v-prediction, zero terminal SNR or custom betas; expected one "
+            "that predicts noise or x0 with a standard beta schedule"
         )
     values = {name: getattr(image, name) for name in IMAGE_FIELDS if hasattr(image, name)}
     values |= {"text": image.text[0], "betas": image.image_betas, "inflated": True}
@@ -107,7 +107,7 @@ def check_complete(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Non
         expected = {name: tuple(x.shape) for name, x in Lumiere(config).state_dict().items() if not of_new_layer(name)}
     missing = [name for name in expected if name not in shapes]
     wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
-    for what, names in (("lacks", missing), ("has another shape of", wrong)):
+    for what, names in (("lacks", missing), ("has other shapes for", wrong)):
         if names:
             raise FileFault(f"{what} {counted(len(names), 'tensor')} of its image model ({first_names(names)})")
 

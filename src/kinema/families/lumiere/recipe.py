@@ -1,4 +1,4 @@
-"""Training of the layers over time; the image model stays frozen (§3.1).
+"""Training of the temporal layers; the image model stays frozen (§3.1).
 
 The authors publish neither optimiser nor steps. Letters: B clips, C channels, T frames, H W rows and columns.
 """
@@ -54,7 +54,7 @@ SR_NOISE = 0.08
 def settings_of(config: Config) -> TrainingSettings:
     """Raises BadRequest for a preset whose image part is random, but for the tiny ones of tests."""
     if not config.inflated and config.channels[0] >= 64:
-        raise BadRequest("this preset has no image model to inflate, only random weights; add image=FILE")
+        raise BadRequest("this preset has no image model to inflate, only random weights; give --add image=FILE")
     if not config.patch or config.channels[0] > 64:
         return SETTINGS
     if config.channels[0] < 64:

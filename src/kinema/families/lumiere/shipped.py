@@ -1,4 +1,4 @@
-"""Training of ``lumiere-pocket`` and ``lumiere-pocket-sr`` from scratch: layers over time of a shipped image model."""
+"""Training of ``lumiere-pocket`` and ``lumiere-pocket-sr`` from scratch: temporal layers of a shipped image model."""
 
 from __future__ import annotations
 

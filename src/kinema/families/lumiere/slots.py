@@ -1,4 +1,4 @@
-"""What can be added at opening: the image model to inflate, and layers over time that were trained apart from it."""
+"""What can be added at opening: the image model to inflate, and temporal layers that were trained apart from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Slots:
     def open(self, config: Config, slot: str, source: Source) -> FoundCheckpoint:
         if slot not in self.names:
             kind = slot.partition(".")[0]
-            raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+            raise BadRequest(f"there is one {kind}, which takes no name: give --add {kind}=FILE")
         return open_image(config, source) if slot == "image" else _open_temporal(config, source)
 
     def convert(self, config: Config, slot: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -36,12 +36,12 @@ SLOTS = Slots()
 
 
 def _open_temporal(config: Config, source: Source) -> FoundCheckpoint:
-    """Layers over time, as training writes them; their image model comes first. Checked by the header alone."""
+    """Temporal layers, as training writes them; their image model comes first. Checked by the header alone."""
     with on_meta():
         expected = {name: tuple(p.shape) for name, p in Lumiere(config).named_parameters() if of_new_layer(name)}
     found = {name: shape for name, (shape, _) in source.header.items()}
     if not any(of_new_layer(name) for name in found):
-        raise BadRequest(f"{source.path} is {describe(source)}; expected layers over time, which training writes")
+        raise BadRequest(f"{source.path} is {describe(source)}; expected temporal layers, as training writes them")
     wrong = [name for name in expected if found.get(name) != expected[name]]
     if wrong or len(found) > len(expected):
         wrong = wrong or [name for name in found if name not in expected]

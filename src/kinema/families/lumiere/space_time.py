@@ -1,4 +1,4 @@
-"""Layers over time for a pretrained image network: temporal resampling, and residual blocks that start at zero.
+"""Temporal layers for a pretrained image network: temporal resampling, and residual blocks that start at zero.
 
 After Lumiere (Bar-Tal et al. 2024, §3.1).
 

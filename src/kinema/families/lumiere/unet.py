@@ -1,6 +1,6 @@
-"""The Space-Time U-Net: an image U-Net, halved in time wherever it is in space, with layers over time (§3.1).
+"""The Space-Time U-Net: an image U-Net, halved in time wherever it is in space, with temporal layers (§3.1).
 
-The image part has the parameter names of diffusers' ``UNet2DConditionModel``; the layers over time are ``temporal`` and
+The image part has the parameter names of diffusers' ``UNet2DConditionModel``; the temporal layers are ``temporal`` and
 the input of given pixels is ``conv_given``.
 
 Letters: B clips, T frames, N = B·T images, C channels, H W latent rows and columns, L context tokens.
@@ -41,7 +41,7 @@ NEW = ("temporal.", "conv_given.", "conv_small.", "conv_detail.")
 
 
 class TemporalLevel(nn.Module):
-    """The layers over time of one resolution level: a block after each of the image model's, and a resampling."""
+    """The temporal layers of one resolution level: a block after each of the image model's, and a resampling."""
 
     def __init__(self, blocks: list[nn.Module], resample: nn.Module | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class TemporalLevel(nn.Module):
 
 
 class Temporal(nn.Module):
-    """All layers over time: convolutions, and attention at the coarsest level."""
+    """All temporal layers: convolutions, and attention at the coarsest level."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

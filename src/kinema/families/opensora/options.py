@@ -71,7 +71,7 @@ def check(config: Config, request: Request) -> None:
         raise BadRequest(f"decode_overlap is {overlap}; expected less than the decode_chunk of {chunk}")
     if "motion_score" in extra:
         if config.motion_score is None:
-            raise BadRequest("motion_score ends the prompts of published models alone: leave it out for this one")
+            raise BadRequest("motion_score applies only to published models, whose prompts end with it: leave it out")
         _check_motion_score(request)
 
 
@@ -90,7 +90,7 @@ def _check_image_options(config: Config, request: Request) -> None:
 def _check_motion_score(request: Request) -> None:
     prompts = [request.prompt, *request.prompt_spans.values()]
     if not any(prompt.strip() for prompt in prompts):
-        raise BadRequest("motion_score ends the prompt, which is empty: give a prompt, or leave it out")
+        raise BadRequest("motion_score is added to the prompt, which is empty: give a prompt, or leave it out")
     if any(map(has_motion_score, prompts)):
         raise BadRequest("the prompt states its motion score already: leave motion_score out")
 

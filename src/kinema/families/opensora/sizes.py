@@ -49,7 +49,7 @@ def trained(name: str, multiple: int = 16) -> Resolution:
     else:
         chosen = [*known]
     if not chosen:
-        raise BadRequest(f"{name} is no resolution: its ratio is not one of {', '.join(known)}")
+        raise BadRequest(f"{name} is not a resolution: expected the ratio to be one of {', '.join(known)}")
     ratios = {ratio: float(ratio.split(":")[1]) / float(ratio.split(":")[0]) for ratio in chosen}
     return Resolution(total, {ratio: known[ratio] for ratio in chosen}, ratios)
 

@@ -228,17 +228,17 @@ def test_wrong_files_and_slots_are_named(saved, tmp_path):
         torch.save({key: torch.zeros(1)}, tmp_path / "other.pth")
         with pytest.raises(BadRequest, match=f"is {what}, which is not supported; expected a ControlNet"):
             open_system(tiny, add={"controlnet": tmp_path / "other.pth"})
-    with pytest.raises(BadRequest, match=r"is a ControlNet \(add controlnet=FILE\); expected SparseCtrl"):
+    with pytest.raises(BadRequest, match=r"is a ControlNet \(--add controlnet=FILE\); expected SparseCtrl"):
         open_system(tiny, add={"sparsectrl": saved / "canny.pth"})
-    with pytest.raises(BadRequest, match=r"is a ControlNet \(add controlnet=FILE\); expected a motion module"):
+    with pytest.raises(BadRequest, match=r"is a ControlNet \(--add controlnet=FILE\); expected a motion module"):
         open_system("animatediff/image", add={"motion": saved / "depth"})
-    with pytest.raises(BadRequest, match=r"it is a ControlNet, an add-on to an image model \(add controlnet=FILE\)"):
+    with pytest.raises(BadRequest, match=r"it is a ControlNet, an add-on to an image model \(--add controlnet=FILE\)"):
         open_system(saved / "canny.pth")
     with pytest.raises(BadRequest, match=r"for a model .*64/128 channels.*; the image model is Stable Diffusion 1.5"):
         open_system("animatediff/v3", add={"controlnet": saved / "canny.pth"})
     with pytest.raises(BadRequest, match="add another as controlnet.NAME=FILE"):
         open_system(tiny, add={"controlnet": saved / "canny.pth", "controlnet.controlnet": saved / "depth"})
-    with pytest.raises(BadRequest, match="motion takes no name; add motion=FILE"):
+    with pytest.raises(BadRequest, match="motion takes no name; give --add motion=FILE"):
         open_system(tiny, add={"motion.x": saved / "canny.pth"})
 
 
@@ -292,7 +292,7 @@ def test_invalid_options_raise_before_weights_are_loaded(saved, tmp_path, image_
     one = load(saved / "tiny.safetensors", add={"controlnet": saved / "canny.pth"})
     short, still = clip_of(tmp_path / "short", 2), image_file(tmp_path / "still.png", 20)
     cases = [
-        (none, {"control": still}, "control needs ControlNet and this model has none; add controlnet=FILE"),
+        (none, {"control": still}, "control needs ControlNet and this model has none; give --add controlnet=FILE"),
         (none, {"control_span": [0, 1]}, "control_span needs ControlNet and this model has none"),
         (two, {"control": still}, "use control.canny, control.depth"),
         (two, {"control.pose": still}, "there is no ControlNet 'pose'"),
@@ -302,13 +302,13 @@ def test_invalid_options_raise_before_weights_are_loaded(saved, tmp_path, image_
         (one, {"control": still, "control_scale": [1, 2]}, "or one per frame"),
         (one, {"control": still, "control_span": [0.5, 0.5]}, "expected 0 <= start < end <= 1"),
         (one, {"control": still, "control_span": 0.5}, "expected two fractions of the steps"),
-        (one, {"controls": still}, "no option of animatediff 'controls'"),
+        (one, {"controls": still}, "animatediff has no option 'controls'"),
     ]
     for model, extra, message in cases:
         with pytest.raises(BadRequest, match=message.replace("(", r"\(")):
             model.generate("a cat", frames=4, extra=extra)
         assert model.system.runtime.model is None
-    with pytest.raises(BadRequest, match="do not work block-wise: set window"):
+    with pytest.raises(BadRequest, match="do not work block by block: give --window"):
         one.generate("a cat", frames=24, overlap=4, extra={"control": still})
 
 

@@ -186,11 +186,11 @@ def test_wrong_files_are_named(saved, tmp_path):
             open_system(tiny, add={"ip-adapter": tmp_path / "face.bin"})
     with pytest.raises(BadRequest, match="is a CLIP image encoder; expected an IP-Adapter"):
         open_system(tiny, add={"ip-adapter": saved / "vision.safetensors"})
-    with pytest.raises(BadRequest, match=r"is an IP-Adapter \(add ip-adapter=FILE\); expected a CLIP image encoder"):
+    with pytest.raises(BadRequest, match=r"is an IP-Adapter \(--add ip-adapter=FILE\); expected a CLIP image encoder"):
         open_system(tiny, add={"image-encoder": saved / "plain.safetensors"})
-    with pytest.raises(BadRequest, match=r"is an IP-Adapter \(add ip-adapter=FILE\); expected a ControlNet"):
+    with pytest.raises(BadRequest, match=r"is an IP-Adapter \(--add ip-adapter=FILE\); expected a ControlNet"):
         open_system(tiny, add={"controlnet": saved / "plus.bin"})
-    with pytest.raises(BadRequest, match=r"it is an IP-Adapter, an add-on to an image model \(add ip-adapter=FILE\)"):
+    with pytest.raises(BadRequest, match=r"it is an IP-Adapter, an add-on to an image model \(--add ip-adapter=FILE\)"):
         open_system(saved / "plain.safetensors")
     with pytest.raises(BadRequest, match="for another model .* has 16 cross-attentions and prompt width 768"):
         open_system("animatediff/v3", add={"ip-adapter": saved / "plain.safetensors"})
@@ -261,8 +261,12 @@ def test_invalid_options_raise_before_weights_are_loaded(saved, tmp_path, image_
     without_encoder = load(tiny, add={"ip-adapter": saved / "plain.safetensors"})
     full = load(tiny, add={"ip-adapter": saved / "plus.bin", "image-encoder": saved / "vision.safetensors"})
     cases = [
-        (load(tiny), {"ip_image": still}, "ip_image needs IP-Adapter and this model has none; add ip-adapter=FILE"),
-        (without_encoder, {"ip_image": still}, "ip_image needs CLIP's image encoder; add image-encoder=FOLDER"),
+        (
+            load(tiny),
+            {"ip_image": still},
+            "ip_image needs IP-Adapter and this model has none; give --add ip-adapter=FILE",
+        ),
+        (without_encoder, {"ip_image": still}, "ip_image needs CLIP's image encoder; give --add image-encoder=FOLDER"),
         (full, {"ip_image": "none.png"}, "ip_image none.png does not exist"),
         (full, {"ip_image": {9: still}}, "ip_image names frame 9; this clip has frames 0 to 3"),
         (full, {"ip_image": {0: still, 3: [still, still]}}, "expected the same number"),

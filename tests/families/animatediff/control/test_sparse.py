@@ -152,11 +152,13 @@ def test_wrong_files_and_orders_raise(saved):
     tiny = saved / "tiny.safetensors"
     with pytest.raises(BadRequest, match="is a Kinema weight file of the family animatediff; expected SparseCtrl"):
         open_system(tiny, add={"sparsectrl": tiny})
-    with pytest.raises(BadRequest, match=r"is SparseCtrl for frames \(add sparsectrl=FILE\); expected a motion module"):
+    with pytest.raises(
+        BadRequest, match=r"is SparseCtrl for frames \(--add sparsectrl=FILE\); expected a motion module"
+    ):
         open_system("animatediff/image", add={"motion": saved / "rgb.ckpt"})
     with pytest.raises(BadRequest, match="is for an image model of 32/64 channels"):
         open_system("animatediff/v3", add={"sparsectrl": saved / "rgb.ckpt"})
-    with pytest.raises(BadRequest, match="this model has none; add sparsectrl=FILE"):
+    with pytest.raises(BadRequest, match="this model has none; give --add sparsectrl=FILE"):
         load(tiny).generate("a cat", extra={"scribble": "x.png"})
     image = replace(open_system(tiny).config, motion="none")
     file = sparse.recognise(files.header(saved / "rgb.ckpt"))

@@ -84,7 +84,7 @@ def test_sparsectrl_converts_to_diffusers_and_back(tmp_path, kind):
 def test_an_unknown_layout_raises(tmp_path):
     path = tmp_path / "mm.safetensors"
     files.write_tensors(path, motion())
-    with pytest.raises(BadRequest, match="no layout of animatediff 'sgm'"):
+    with pytest.raises(BadRequest, match="animatediff has no layout 'sgm'"):
         convert(path, tmp_path / "out.safetensors", "sgm")
 
 

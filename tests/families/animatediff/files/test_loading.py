@@ -110,7 +110,7 @@ def test_a_single_file_opens_alone_and_with_a_motion_module(tiny, tmp_path, name
 
 def test_a_file_without_a_vae_accepts_one_of_either_layout(tiny, tmp_path):
     image = written(tmp_path / "pruned.safetensors", single_file(tiny, vae=False, more=False))
-    with pytest.raises(BadRequest, match=r"file has no VAE; add vae=FILE"):
+    with pytest.raises(BadRequest, match=r"file has no VAE; give --add vae=FILE"):
         load(image).generate("a cat")
     native = {k.removeprefix("vae."): v for k, v in tiny.state_dict().items() if k.startswith("vae.")}
     ldm = {
@@ -181,13 +181,13 @@ def test_a_file_in_the_wrong_slot_is_named(tiny, tmp_path):
     with pytest.raises(BadRequest, match="is a LoRA of Stable Diffusion XL.*; expected a motion module"):
         open_system(image, add={"motion": lora})
     pan = written(tmp_path / "pan.ckpt", {f"{PAN}.to_q_lora.{x}.weight": torch.zeros(4, 4) for x in ("down", "up")})
-    with pytest.raises(BadRequest, match=r"is a LoRA of an Anim.* \(add with --lora FILE\); expected a motion"):
+    with pytest.raises(BadRequest, match=r"is a LoRA of an Anim.* \(--lora FILE\); expected a motion"):
         open_system(image, add={"motion": pan})
     with pytest.raises(BadRequest, match="a LoRA of an AnimateDiff motion module; name a model and pass this"):
         open_system(pan)
     with pytest.raises(BadRequest, match="is an AnimateDiff motion module.*; expected a VAE"):
         open_system(image, add={"vae": mm})
-    with pytest.raises(BadRequest, match="no slot of animatediff 'moton'; did you mean motion"):
+    with pytest.raises(BadRequest, match="animatediff has no slot 'moton'; did you mean motion"):
         open_system(image, add={"moton": mm})
     with pytest.raises(BadRequest, match=r"there is no file .*nothing.ckpt to add as motion"):
         open_system(image, add={"motion": tmp_path / "nothing.ckpt"})

@@ -73,7 +73,7 @@ def test_published_files_are_recognised_by_keys_and_shapes(file):
         ("animatediff_lightning_8step_comfyui", 8, "was distilled for 8 steps according to its name"),
         ("animatediff_lightning_1step_diffusers", 1, "was distilled for 1 step according to its name"),
         ("AnimateDiff-Lightning-2-Step", 2, "was distilled for 2 steps"),
-        ("lightning_at_18steps", 4, "has no step count of its distillation; steps defaults to 4"),
+        ("lightning_at_18steps", 4, "does not state the number of steps it was distilled for; steps defaults to 4"),
     ],
 )
 def test_lightning_takes_its_steps_from_the_file_name(name, steps, note):

@@ -101,12 +101,12 @@ def test_a_gguf_unet_takes_a_vae_and_a_text_encoder(
     files.write_tensors(tmp_path / "whole.safetensors", image)
     alone = open_system(path)
     assert alone.config.absent == ("vae", "text")
-    with pytest.raises(BadRequest, match="has no VAE; add vae=FILE"):
+    with pytest.raises(BadRequest, match="has no VAE; give --add vae=FILE"):
         load(path).generate("a cat")
     whole = tmp_path / "whole.safetensors"
     vae = {name: x for name, x in image.items() if name.startswith("first_stage_model.")}
     files.write_tensors(tmp_path / "vae.safetensors", vae)
-    with pytest.raises(BadRequest, match="has no text encoder; add text=FILE"):
+    with pytest.raises(BadRequest, match="has no text encoder; give --add text=FILE"):
         load(path, add={"vae": tmp_path / "vae.safetensors"}).generate("a cat")
     system = open_system(path, add={"vae": tmp_path / "vae.safetensors", "text": whole})
     assert system.config.absent == ()

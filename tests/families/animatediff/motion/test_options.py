@@ -164,7 +164,7 @@ def test_the_command_line_takes_a_mapping_of_regions(tmp_path):
         (4, {"effect": {"elsewhere": None}}, "effect is None"),
         (4, {"effect": {7: 1.0}}, "effect has the region 7"),
         (1, {"effect": 0.5}, "effect controls motion modules and a single frame uses none"),
-        (20, {"effect": [1] * 20}, "per-frame effect does not work block-wise; set a window of up to 16"),
+        (20, {"effect": [1] * 20}, "per-frame effect does not work block by block; give a --window of up to 16"),
     ],
 )
 def test_invalid_options_raise_before_weights_are_loaded(frames, extra, message):

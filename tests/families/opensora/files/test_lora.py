@@ -57,7 +57,7 @@ def test_alphas_that_peft_saved_beside_its_file_count(repository, tmp_path, writ
     found = change(repository, path, "transformer.double_blocks.0.img_attn.q_proj.weight")
     assert torch.allclose(found, 0.5 * 12 / RANK * up @ down, atol=1e-4)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 12, "use_dora": True}))
-    with pytest.raises(BadRequest, match="is a DoRA by its settings and has no magnitudes at .*img_attn.q_proj"):
+    with pytest.raises(BadRequest, match="state a DoRA, but .*img_attn.q_proj has no magnitudes"):
         open_system(repository, loras={path: 0.5})
 
 

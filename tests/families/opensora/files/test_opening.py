@@ -89,7 +89,7 @@ def test_the_wrong_vae_is_named(published):
         open_system(
             published["Open_Sora_v2_Video_DC_AE.safetensors"], add={"vae": published["hunyuan_vae.safetensors"]}
         )
-    with pytest.raises(BadRequest, match=r"it is the VAE of HunyuanVideo \(add vae=FILE\)"):
+    with pytest.raises(BadRequest, match=r"it is the VAE of HunyuanVideo \(--add vae=FILE\)"):
         open_system(published["hunyuan_vae.safetensors"])
     with pytest.raises(BadRequest, match=r"it is the Video DC-AE of Open-Sora 2.0"):
         open_system(published["F32T4C128_AE.safetensors"])
@@ -192,7 +192,7 @@ def test_a_model_that_takes_guidance_as_an_input_is_refused(tiny, tmp_path, writ
 def test_sizes_that_fit_no_patch_are_refused(tiny, tmp_path, write, of_part):
     _, model = tiny
     tensors = of_part(model, "transformer") | {"cond_in.weight": torch.zeros(48, 22)}
-    with pytest.raises(BadRequest, match="fit no patch size"):
+    with pytest.raises(BadRequest, match="fits no patch size"):
         open_system(write(tmp_path / "odd.safetensors", tensors))
 
 

@@ -66,7 +66,7 @@ def test_loops_that_cannot_be_are_refused(options: Any, sentence: str) -> None:
 
 def test_a_clip_that_would_lose_every_frame_is_refused() -> None:
     assert Loops("1.2", 1, 5).total(17) == 17
-    with pytest.raises(BadRequest, match="a clip of 17 frames loses 17 of them"):
+    with pytest.raises(BadRequest, match="begins with 17 frames of the one before, which leaves none of its 17"):
         Loops("1.2", 2, 5).total(17)
 
 

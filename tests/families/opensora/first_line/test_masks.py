@@ -169,7 +169,7 @@ def test_what_is_not_a_strategy_is_refused(strategy: str, sentence: str) -> None
         ("0,0,0,-16", (1,), V1_2, "starts at latent frame -16 of the clip"),
         ("0,0,0,16", (1,), V1_2_ALIGNED, "starts at latent frame 16 of the clip"),
         ("0,0,0,15", (1,), V1_1, "starts at frame 15 of the clip, which has 15 frames; expected -15 to 14"),
-        ("0,0,0,13,5", (15,), V1_1, "takes 5 frames of its reference for 2 frames of the clip; expected as many"),
+        ("0,0,0,13,5", (15,), V1_1, "takes 5 frames of its reference for 2 frames of the clip; expected equal numbers"),
     ],
 )
 def test_a_group_that_points_past_its_ends_is_refused(

@@ -100,11 +100,11 @@ def test_a_table_has_texts_and_what_else_is_json(tmp_path: Path) -> None:
         ("text,text\na,b", "has the column 'text'; expected text, .* each once"),
         ("text,reference_path\na\n", "line 2 has 1 cell; expected 2, as the header"),
         ("text\na,b\n", "line 2 has 2 cells; expected 1"),
-        ('text\n"a', "line 2 is no row of a CSV file: unexpected end of data"),
-        ("text\n" + "a" * 200_000, "is no row of a CSV file: field larger than"),
+        ('text\n"a', "line 2 is not a row of a CSV file: unexpected end of data"),
+        ("text\n" + "a" * 200_000, "is not a row of a CSV file: field larger than"),
         ("text,mask_strategy\na,0\nb,x", "line 3: mask_strategy group 1 .'x'. has 'x' for its loop"),
         ("text,reference_path\na,b.png;", "line 2 has an empty path in its reference_path"),
-        ('text,mask_strategy\n"a{""reference_path"": ""b.png""}",0', "line 2 has JSON behind its text, and columns"),
+        ('text,mask_strategy\n"a{""reference_path"": ""b.png""}",0', "line 2 has JSON after its text, and columns"),
         ("text\n\n", "has no prompts"),
     ],
 )
@@ -143,7 +143,7 @@ def test_parts_are_joined_as_they_were() -> None:
     [
         ("|0|a|2", r"ends after a loop's number; expected its text"),
         ("|0|a|x|b", "has 'x' for a loop's number"),
-        ("|0|a|2|b|1|c", "has loop 1 after loop 2; expected them to rise"),
+        ("|0|a|2|b|1|c", "has loop 1 after loop 2; expected increasing numbers"),
         ("|0|a|0|b", "has loop 0 after loop 0"),
     ],
 )

@@ -52,7 +52,10 @@ def test_another_size_goes_to_the_nearest_which_is_said(
     assert found == size
     assert (said == "") == (asked == size)
     if said:
-        assert said == f"{asked[0]}×{asked[1]} is no size that this model was trained at: {name} is {size[0]}×{size[1]}"
+        assert (
+            said
+            == f"this model was not trained at {asked[0]}×{asked[1]}; the nearest size, {name}, is {size[0]}×{size[1]}"
+        )
 
 
 def test_frames_by_name() -> None:

@@ -296,14 +296,19 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("1.2", {"mask_strategy": "0", "reference_path": ["a", 3]}, {}, "expected files joined by ;"),
     ("1.2", {"reference_path": "gone.mp4", "mask_strategy": None}, {}, "mask_strategy is None"),
     ("1.2", {"loop": 0}, {}, "loop is 0; expected a whole number from 1 to 256"),
-    ("1.2", {"loop": 3}, {"frames": 100}, "100 frames are not 3 loops that share 17 frames each; expected such as 68"),
+    (
+        "1.2",
+        {"loop": 3},
+        {"frames": 100},
+        "100 frames do not divide into 3 loops that share 17 frames; expected a number such as 68",
+    ),
     (
         "1.2",
         {"loop": 2, "condition_frame_length": 4},
         {},
         "is 4 latent frames; expected a multiple of 5",
     ),
-    ("1.2", {"loop": 2, "condition_frame_length": 10}, {}, "loses 34 of them to the one before"),
+    ("1.2", {"loop": 2, "condition_frame_length": 10}, {}, "begins with 34 frames of the one before"),
     ("1.2", {"condition_frame_length": 5}, {}, "condition_frame_length applies only with a loop of 2 or more"),
     ("1.2", {"loop": 2, "condition_frame_edit": 2}, {}, "condition_frame_edit is 2; expected a number from 0 to 1"),
     ("1.1", {"loop": 2, "condition_frame_edit": 0.4}, {}, "Open-Sora 1.1 has no option condition_frame_edit"),
@@ -333,7 +338,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "cond_type is 'i2v'; expected i2v_head, i2v_tail",
     ),
     ("1.3", {"cond_type": "i2v_head", "mask_strategy": "0"}, {}, "cond_type both place references: give one"),
-    ("1.2", {"no_such": 1}, {}, "there is no option of opensora 'no_such'"),
+    ("1.2", {"no_such": 1}, {}, "opensora has no option 'no_such'"),
 ]
 
 

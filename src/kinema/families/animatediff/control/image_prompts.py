@@ -37,7 +37,7 @@ def check(config: Config, request: Request) -> None:
         scale_of(extra[key], frames, key)
     by_name = [images_of(request, name, only=len(names) == 1) for name in names]
     if any(by_name) and config.vision is None:
-        raise BadRequest("ip_image needs CLIP's image encoder; add image-encoder=FOLDER")
+        raise BadRequest("ip_image needs CLIP's image encoder; give --add image-encoder=FOLDER")
     for file in [file for by_frame in by_name if by_frame for files in by_frame.values() for file in files]:
         if not Path(file).is_file():
             raise BadRequest(f"ip_image {file} does not exist")

@@ -36,7 +36,7 @@ def affinity_of(config: Config, request: Request) -> Tensor:
     """Affinity of every frame to the first, [T]: one of `AFFINITIES`, or a number from 0 to 1 per frame."""
     setting: Any = request.extra.get("affinity", "small")
     if "affinity" in request.extra and config.motion != "pia":
-        raise BadRequest("affinity needs PIA and this model has another motion module; add motion=pia.ckpt")
+        raise BadRequest("affinity needs PIA and this model has another motion module; give --add motion=pia.ckpt")
     frames = request.frames or 1
     if isinstance(setting, str):
         if setting not in AFFINITIES:

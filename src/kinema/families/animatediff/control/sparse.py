@@ -132,7 +132,9 @@ class SparseFile:
             model, own = ("/".join(map(str, c)) for c in (config.channels, self.channels))
             raise BadRequest(f"this SparseCtrl is for an image model of {own} channels; the image model has {model}")
         if config.motion == "none":
-            raise BadRequest("SparseCtrl needs a motion module and this image model has none; add motion=FILE first")
+            raise BadRequest(
+                "SparseCtrl needs a motion module and this image model has none; give --add motion=FILE first"
+            )
         if self.kind == "scribble" and config.stride != 8:
             raise BadRequest(wrong_stride(config))
         return replace(config, sparse=self.kind, sparse_positions=self.positions)

@@ -106,7 +106,7 @@ def check_names(  # noqa: PLR0917
         if base != option:
             continue
         if not names:
-            raise BadRequest(f"{option} needs {what} and this model has none; add {add}")
+            raise BadRequest(f"{option} needs {what} and this model has none; give --add {add}")
         if dot and name not in names:
             raise BadRequest(registry.unknown_name(what, name, names))
         if not dot and len(names) > 1 and not for_all:

@@ -79,7 +79,7 @@ def check_fit(config: Config) -> None:
             encoder = f" ({which[size.embedding]})" if size.embedding in which else ""
             raise BadRequest(
                 f"IP-Adapter {size.name} needs {what} of width {size.embedding}{encoder} and the image encoder has "
-                f"{width}; add the encoder of the IP-Adapter (image-encoder=FOLDER)"
+                f"{width}; add the encoder of the IP-Adapter (--add image-encoder=FOLDER)"
             )
 
 

@@ -129,7 +129,9 @@ class MotionFile:
             return ()
         if self.steps is None:
             default = PRESETS["lightning"].steps
-            return (f"the name {name} has no step count of its distillation; steps defaults to {default}",)
+            return (
+                f"the name {name} does not state the number of steps it was distilled for; steps defaults to {default}",
+            )
         return (f"{name} was distilled for {self.steps} step{'s' * (self.steps > 1)} according to its name",)
 
 

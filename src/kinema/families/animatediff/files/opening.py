@@ -115,7 +115,7 @@ def _unused_parts(source: Source) -> tuple[str, ...]:
     """Notes on parts of a pipeline's folder that are only used as add-ons."""
     slots = (("controlnet", "controlnet"), ("image_encoder", "image-encoder"))
     return tuple(
-        f"{source.path.name} has a {part} that is not used; add {slot}={source.path / part}"
+        f"{source.path.name} has a {part} that is not used; to use it, --add {slot}={source.path / part}"
         for part, slot in slots
         if (source.path / part / "config.json").is_file()
     )

@@ -39,7 +39,7 @@ class Slots:
         if kind in SEVERAL:
             return {"controlnet": _open_control, "ip-adapter": _open_adapter}[kind](config, source, name)
         if name != kind:
-            raise BadRequest(f"{kind} takes no name; add {kind}=FILE")
+            raise BadRequest(f"{kind} takes no name; give --add {kind}=FILE")
         opens = {
             "motion": _open_motion,
             "vae": _open_vae,
@@ -75,7 +75,7 @@ def _split_slot(slot: str) -> tuple[str, str]:
 
 
 def _wrong_file(source: Source, expected: str) -> BadRequest:
-    advice = " (add with --lora FILE)" if is_lora(source.header) else ""
+    advice = " (--lora FILE)" if is_lora(source.header) else ""
     return BadRequest(f"{source.path} is {kind_of(source)}{advice}; expected {expected}")
 
 
@@ -83,13 +83,13 @@ def kind_of(source: Source) -> str:
     """Describe a file for error messages."""
     header = source.header
     if sparse_file := sparse.recognise(header):
-        return f"SparseCtrl for {'frames' if sparse_file.kind == 'rgb' else 'scribbles'} (add sparsectrl=FILE)"
+        return f"SparseCtrl for {'frames' if sparse_file.kind == 'rgb' else 'scribbles'} (--add sparsectrl=FILE)"
     if other := controlnet_file.other_kind(header):
         return f"{other}, which is not supported"
     if controlnet_file.is_control(header):
-        return "a ControlNet (add controlnet=FILE)"
+        return "a ControlNet (--add controlnet=FILE)"
     if ip_adapter_file.is_adapter(header):
-        return "an IP-Adapter (add ip-adapter=FILE)"
+        return "an IP-Adapter (--add ip-adapter=FILE)"
     if stable_diffusion.is_image_model(source.header):
         return "an image model of Stable Diffusion"
     return describe(source)

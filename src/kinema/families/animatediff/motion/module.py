@@ -159,7 +159,7 @@ class Positions(nn.Module):
         longest = self.stretch or table_1CL.shape[2]
         if frames > longest:
             raise BadRequest(
-                f"the motion module handles {longest} frames and got {frames}; set window, or stretch with overrides"
+                f"the motion module handles {longest} frames and got {frames}; give --window, or override stretch"
             )
         if self.stretch is not None and self.stretch != table_1CL.shape[2]:
             table_1CL = F.interpolate(table_1CL.float(), size=self.stretch, mode="linear", align_corners=True)

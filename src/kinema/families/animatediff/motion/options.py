@@ -78,7 +78,7 @@ def is_block_wise(request: Request, longest: int) -> bool:
 
 def no_per_frame(name: str, longest: int) -> str:
     """Message for per-frame values in a block-wise clip."""
-    return f"per-frame {name} does not work block-wise; set a window of up to {longest} frames"
+    return f"per-frame {name} does not work block by block; give a --window of up to {longest} frames"
 
 
 def _values(name: str, setting: Any, frames: int) -> Tensor:

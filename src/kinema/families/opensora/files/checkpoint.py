@@ -265,7 +265,7 @@ def _plan_folder(opened: Opened, dtype: torch.dtype | None) -> Conversion:
         assert opened.codec is not None
         return Conversion((_as_it_is(opened.vae, stem, dtype),), {"config.json": folder.vae(opened.codec)})
     if not opened.config.conditioned:
-        raise BadRequest(f"{opened.where} is Flux's; convert it to open-sora first, and that to diffusers")
+        raise BadRequest(f"{opened.where} is in Flux's layout; convert it to open-sora first, then that to diffusers")
     file, notes = _transformer_target(opened, "diffusers", dtype)
     files = [replace(file, path=f"{opening.TRANSFORMER}/{stem}")]
     texts: dict[str, Any] = {

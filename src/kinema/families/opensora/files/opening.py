@@ -72,7 +72,7 @@ def lacking(config: Config) -> str:
     file, repository = vae_file.FILES[config.vae], vae_file.REPOSITORIES[config.vae]
     return (
         f"this model has no VAE, as {file} is not next to its file: put it there, or add one "
-        f"(vae=FILE, or vae={repository}/{file} from the hub)"
+        f"(--add vae=FILE, or --add vae={repository}/{file} from the hub)"
     )
 
 

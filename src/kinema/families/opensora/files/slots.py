@@ -53,17 +53,17 @@ def check_slot(names: tuple[str, ...], slot: str, source: Source) -> None:
     if kind not in names:
         raise BadRequest(f"this model has no slot {kind}; it has {' and '.join(names)}")
     if slot not in names:
-        raise BadRequest(f"there is one {kind}, which takes no name: add {kind}=FILE")
+        raise BadRequest(f"there is one {kind}, which takes no name: give --add {kind}=FILE")
     if source.pipeline:
         raise BadRequest(f"{source.path} is {describe(source)}; add one file or component of it as {slot}")
 
 
 def _open_vae(config: Config, source: Source) -> FoundCheckpoint:
     if config.vae == "pocket":
-        raise BadRequest("this small model has its own codec, which no file replaces; leave vae out")
+        raise BadRequest("this small model has its own codec, which cannot be replaced; leave vae out")
     vae = vae_file.recognise(source.header, source.config(""))
     wanted = f"{vae_file.TITLES[config.vae]} ({config.transformer.channels} channels)"
-    file = f"add {vae_file.FILES[config.vae]}"
+    file = f"give --add {vae_file.FILES[config.vae]}"
     if vae is None:
         images = vae_file.image_latents(source.header)
         kind = f"a VAE of images ({images} channels)" if images else describe(source)

@@ -145,7 +145,7 @@ def _heads(
         head = head or (3 * turning if version == "1.3" else turning)
         axes = 3 if version == "1.3" and 3 * turning == head else 1
         if axes * turning != head:
-            raise FileFault(f"turns {turning} features of a head of {head}; expected all, or a third in 1.3")
+            raise FileFault(f"rotates {turning} of the {head} features of a head; expected all, or a third in 1.3")
     if not head or width % head:
         raise FileFault(f"has a width of {width}, which heads of {head} features do not divide")
     return width // head, _window(given) if axes == 3 else None

@@ -298,7 +298,7 @@ def _patch(features: int, given: int | None) -> int:
     patch = math.isqrt(max(area, 0))
     if patch < 1 or patch**2 != area or features % area:
         also = f"and {given} for conditioning " if given is not None else ""
-        raise FileFault(f"takes {features} features of latents {also}a token, which fit no patch size of Open-Sora 2.0")
+        raise FileFault(f"takes {features} latent features {also}per token, which fits no patch size of Open-Sora 2.0")
     return patch
 
 

@@ -63,8 +63,8 @@ class Loops:
         """Which pixel frames of each clip of ``frames`` the joined clip is made of."""
         if self.count > 1 and frames <= self.dropped:
             raise BadRequest(
-                f"a clip of {frames} frames loses {self.dropped} of them to the one before; give it more frames, or a "
-                "smaller condition_frame_length"
+                f"each loop begins with {self.dropped} frames of the one before, which leaves none of its {frames}; "
+                "ask for more frames, or a smaller condition_frame_length"
             )
         return (range(frames), *[range(self.dropped, frames)] * (self.count - 1))
 

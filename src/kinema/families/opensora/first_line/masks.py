@@ -152,7 +152,7 @@ def _placed(
     if len(sources) != len(targets):
         raise BadRequest(
             f"{where} takes {rules.counted(len(sources))} of its reference for {rules.counted(len(targets))} of "
-            "the clip; expected as many, since this model does not cut them to fit"
+            "the clip; expected equal numbers, since this model does not cut them to fit"
         )
     return targets, reference, sources
 

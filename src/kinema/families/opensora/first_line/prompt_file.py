@@ -101,7 +101,7 @@ def _rows(content: str, version: str, name: str) -> Iterator[Prompt]:
                     raise BadRequest(f"{where} has {counted(len(row), 'cell')}; expected {len(columns)}, as the header")
                 yield _row(dict(zip(columns, row, strict=True)), version, where)
     except csv.Error as error:
-        raise BadRequest(f"{name} line {reader.line_num} is no row of a CSV file: {error}") from None
+        raise BadRequest(f"{name} line {reader.line_num} is not a row of a CSV file: {error}") from None
 
 
 def _row(cells: dict[str, str], version: str, where: str) -> Prompt:
@@ -109,7 +109,7 @@ def _row(cells: dict[str, str], version: str, where: str) -> Prompt:
     if not any(given.values()):
         return prompt
     if prompt.references or prompt.strategy:
-        raise BadRequest(f"{where} has JSON behind its text, and columns for the same; give them once")
+        raise BadRequest(f"{where} has JSON after its text, and columns for the same; give them once")
     return _prompt(prompt.text, given, where)
 
 
@@ -150,7 +150,7 @@ def segments(text: str) -> tuple[tuple[int, str], ...]:
                 f"{where} has {quoted(number)} for a loop's number; expected a whole one, as in |0|a|2|b"
             ) from None
         if found and first <= found[-1][0]:
-            raise BadRequest(f"{where} has loop {first} after loop {found[-1][0]}; expected them to rise")
+            raise BadRequest(f"{where} has loop {first} after loop {found[-1][0]}; expected increasing numbers")
         found.append((first, part.strip()))
     return tuple(found)
 

@@ -176,7 +176,7 @@ def snapped(height: int, width: int, version: str = "1.2") -> tuple[Size, str]:
     if (height, width) in named(version).values():
         return (height, width), ""
     name, (up, across) = nearest(height, width, version)
-    return (up, across), f"{height}×{width} is no size that this model was trained at: {name} is {up}×{across}"
+    return (up, across), f"this model was not trained at {height}×{width}; the nearest size, {name}, is {up}×{across}"
 
 
 def frames_of(name: str | int) -> int:

@@ -58,7 +58,7 @@ class PocketCodec(nn.Module):
     @torch.no_grad()
     def update_statistics(self, mean_BCTHW: Tensor, share: float = 1.0) -> None:
         """Move the running statistics towards those of a batch of means, which is this share of an optimiser step."""
-        spread, centre = torch.var_mean(mean_BCTHW.float(), dim=(0, 2, 3, 4))
+        spread, centre = torch.var_mean(mean_BCTHW.to(self.mean.dtype), dim=(0, 2, 3, 4))
         if bool(torch.isfinite(spread).all()):
             self.mean.lerp_(centre, share * MOMENTUM)
             self.variance.lerp_(spread, share * MOMENTUM)

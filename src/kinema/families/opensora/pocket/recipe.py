@@ -57,12 +57,12 @@ READER_WEIGHT = 0.02
 def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
     """Absolute and squared error of pixels and of their change in time, plus a small KL term, [B]."""
     codec, video = cast(PocketOpenSora, model).codec, batch.video
-    mean, log_variance = (x.float() for x in codec.raw(video))
+    mean, log_variance = (x.to(video.dtype) for x in codec.raw(video))
     if codec.training:
         codec.update_statistics(mean, len(video) / batch.count)
     noise = torch.randn(batch.count, *mean.shape[1:], generator=generator)
     z = mean + torch.exp(log_variance / 2) * batch.own(noise).to(mean)
-    error = codec.decoder(z).float() - video
+    error = codec.decoder(z) - video
     weight = 1 + OBJECTS * object_mask(batch.scenes, video) if any(batch.scenes) else torch.ones_like(video[:, :1])
     weight = weight / weight.mean((1, 2, 3, 4), keepdim=True)
     kl = (mean.square() + log_variance.exp() - 1 - log_variance) / 2

@@ -76,7 +76,7 @@ class STDiTConfig:
         if self.window and self.head % 6:
             raise ValueError(f"a head of {self.head} features does not divide into three even axes")
         if self.spatial_rope and not self.window:
-            raise ValueError("spatial_rope needs a window, which decides how many features turn with an axis")
+            raise ValueError("spatial_rope needs a window, which decides how many features each axis rotates")
 
     @property
     def head(self) -> int:

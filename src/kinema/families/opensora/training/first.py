@@ -106,7 +106,8 @@ class Inputs:
     def output(self, z: Tensor, time_B: Tensor) -> Tensor:
         dtype = self.network.x_embedder.proj.weight.dtype
         inputs: dict[str, Any] = {"about": self.about, "generated_BT": self.generated_BT, "given": self.given}
-        return self.network(z.to(dtype), time_B.float().to(z.device), self.states, self.tokens, **inputs).float()
+        output = self.network(z.to(dtype), time_B.float().to(z.device), self.states, self.tokens, **inputs)
+        return output.to(torch.promote_types(z.dtype, torch.float32))
 
     def frames(self, x0: Tensor) -> Tensor:
         """Which frames are generated, [B, T]."""

@@ -48,7 +48,7 @@ def level(step_B: Tensor) -> NoiseLevel:
 def loss(output: Tensor, x0: Tensor, z: Tensor, eps: Tensor, step_B: Tensor, generated_B1T11: Tensor) -> Tensor:  # noqa: PLR0917
     """The loss of each clip over its generated frames, [B]; ``output`` is noise and variance, B×2C×T×H×W."""
     noise, v = output.chunk(2, 1)
-    at = {name: broadcast(table[step_B.cpu()].float(), x0) for name, table in _tables().items()}
+    at = {name: broadcast(table[step_B.cpu()].to(v.dtype), x0) for name, table in _tables().items()}
     squared = _mean((noise - eps).square(), generated_B1T11)
     guess = (z - at["sigma"] * noise.detach()) / at["alpha"]
     log_variance = torch.lerp(at["least"].expand_as(v), at["most"].expand_as(v), (v + 1) / 2)

@@ -84,7 +84,7 @@ def _beside(path: Path, kind: Kind) -> dict[str, Path]:
 def lacking(config: Config) -> str:
     """What to do about a codec that is not there."""
     kind = kind_of(config)
-    return f"this model has no VAE; add {TITLES[kind]} (vae=FILE, or vae={REPOSITORIES[kind]} from the hub)"
+    return f"this model has no VAE; add {TITLES[kind]} (--add vae=FILE, or --add vae={REPOSITORIES[kind]} from the hub)"
 
 
 def convert(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

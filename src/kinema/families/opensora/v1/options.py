@@ -63,7 +63,7 @@ class Choice:
 Option = Number | Switch | Text | Choice
 OPTIONS: Mapping[str, Option] = {
     "mask_strategy": Text(
-        HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of references stand where, in "
+        HELD, "groups loop,reference,start,target,length,edit joined by ;: which frames of the references go where, in "
         "latent frames (1.1: pixel frames)"
     ),
     "reference_path": Text(HELD, "images and clips of the mask strategy or of cond_type, joined by ;"),
@@ -94,7 +94,7 @@ OPTIONS: Mapping[str, Option] = {
     "oscillate_image": Switch(("1.3",), "the same for guidance of given frames; default true"),
     "dynamic_image": Switch(("1.3",), "guidance of given frames grows from 1 at the first frame; default true"),
     "flaw_fix": Switch(("1.3",), "pull contrast back to the prompt's, without given frames; default true"),
-    "sdedit": Switch(("1.3",), "noised given frames stand in the state at every step; default true"),
+    "sdedit": Switch(("1.3",), "given frames are put into the latents, noised, at every step; default true"),
     "decode_tile": Number(ALL, "side of squares decoded at a time, in latent cells; default all", 4, 4096, whole=True),
 }  # fmt: skip
 MOST_CHARACTERS = 5000
@@ -132,7 +132,7 @@ def check(config: Config, request: Request) -> None:
         raise BadRequest(f"guided_channels is {extra['guided_channels']}; expected 1 to {config.stdit.channels}")
     if scored := [name for name in ("aesthetic_score", "motion_score", "camera_motion") if name in extra]:
         if not any(prompt.strip() for prompt in prompts):
-            raise BadRequest(f"{scored[0]} ends the prompt, which is empty: give a prompt, or leave it out")
+            raise BadRequest(f"{scored[0]} is added to the prompt, which is empty: give a prompt, or leave it out")
     given = native_given(config, request)
     if not given and (name := next((name for name in _OF_GIVEN if name in extra), None)):
         raise BadRequest(f"{name} applies only to frames that the network is given: leave it out of {request.task}")

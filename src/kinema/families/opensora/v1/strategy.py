@@ -101,8 +101,8 @@ def clip_frames(config: Config, request: Request, found: Loops) -> int:
     if rest or frames <= found.dropped or config.grid.time.ceil(frames) != frames:
         own = found.total(config.frames)
         raise BadRequest(
-            f"{total} frames are not {found.count} loops that share {found.dropped} frames each; expected such as "
-            f"{own}, loops of {config.frames} frames"
+            f"{total} frames do not divide into {found.count} loops that share {found.dropped} frames; expected a "
+            f"number such as {own}, for loops of {config.frames} frames"
         )
     return frames
 
