@@ -11,7 +11,8 @@ from typing import Any
 from kinema import registry
 from kinema.bounds import as_json, printable
 from kinema.cli import machine
-from kinema.cli.options import Option, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
+from kinema.options import Option
 from kinema.schema import BadRequest
 
 MODELS_ABOUT = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import as_json, printable
 from kinema.cli import machine
-from kinema.cli.options import Option, with_defaults
+from kinema.cli.options import with_defaults
 from kinema.cli.progress import Lines
 from kinema.cli.verbs import (
     CONFIG,
@@ -24,6 +24,7 @@ from kinema.cli.verbs import (
     request_options,
 )
 from kinema.events import Event, Note, Phase, Step
+from kinema.options import Option
 from kinema.schema import BadRequest, MissingFiles, Request, TaskName
 
 if TYPE_CHECKING:

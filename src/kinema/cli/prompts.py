@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import printable
-from kinema.cli.options import Option, with_defaults
+from kinema.cli.options import with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.stopping import run_once
@@ -25,6 +25,7 @@ from kinema.cli.verbs import (
     run_given,
 )
 from kinema.events import Note, Phase
+from kinema.options import Option
 from kinema.schema import BadRequest, Request
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import printable
 from kinema.cancel import Cancel
-from kinema.cli.options import Option
 from kinema.cli.output import Output
 from kinema.cli.progress import Display, JsonLines, PreviewWriter
 from kinema.events import Phase
+from kinema.options import Option
 from kinema.schema import Cancelled, Clip, Request
 
 if TYPE_CHECKING:
