@@ -26,6 +26,8 @@ class Limits:
     decode_seconds: float = 60.0
     decode_bytes: int = 3 * GIB
     plan_seconds: float = 60.0
+    body_seconds: float = 30.0
+    """Longest silence of a client within a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
