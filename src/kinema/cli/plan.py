@@ -8,12 +8,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from kinema.bounds import as_json, printable
+from kinema.cli import remote
 from kinema.cli.options import Option, with_defaults
 from kinema.cli.progress import Lines
+from kinema.cli.remote import SERVER
 from kinema.cli.verbs import (
     CONFIG,
     MODEL,
     VERBS,
+    lora_weights,
     model_options,
     open_model,
     read_options,
@@ -34,7 +37,7 @@ OWN = [
 def plan(argv: Sequence[str]) -> int:
     """Exit code 0 if the request can run: it fits in memory and no file is missing. 1 if not; BadRequest if invalid."""
     task, argv, named = _task(argv)
-    options = [*request_options(task), *MODEL, *OWN, CONFIG]
+    options = [*request_options(task), *MODEL, SERVER, *OWN, CONFIG]
     about = f"Forecast size, time and memory, without writing anything, of: {VERBS[task].about}"
     if not named:
         others = ", ".join(verb for verb in VERBS if verb != task)
@@ -46,11 +49,15 @@ def plan(argv: Sequence[str]) -> int:
     given = read_options(task, options, argv, "kinema plan", about)
     settings = with_defaults(OWN, given)
     request = request_from(task, given)
-    from kinema.forecast import forecast
+    if given.get(SERVER.name) is None:
+        from kinema.forecast import forecast
 
-    result = forecast(
-        open_model(model_options(given), on_event=Lines(sys.stderr)), request, measure=settings["measure"]
-    )
+        result = forecast(
+            open_model(model_options(given), on_event=Lines(sys.stderr)), request, measure=settings["measure"]
+        )
+    else:
+        request = remote.with_loras(request, lora_weights(given.get("lora", ())))
+        result = remote.plan(given, options, request)
     sys.stdout.write((as_json(asdict(result), indent=2) if settings["json"] else describe(result)) + "\n")
     return 0 if result.fits and not result.missing else 1
 

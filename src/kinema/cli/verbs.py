@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kinema.cli import machine
+from kinema.cli import machine, remote
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, display
+from kinema.cli.progress import Display, JsonLines, display
+from kinema.cli.remote import SERVER
 from kinema.cli.stopping import KEEP, run_once
 from kinema.events import Note, OnEvent, Phase, ignore
-from kinema.schema import TASK_FIELDS, BadRequest, Request, TaskName
+from kinema.schema import TASK_FIELDS, BadRequest, Clip, Request, TaskName
 from kinema.spans import spans_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "FreeInit": ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast"),
     "super-resolution": ("super_resolution", "super_resolution_weight"),
     "LoRAs and add-ons": ("lora", "lora_folder", "embeddings", "add", "control", "ip_image", "extra", "variant"),
-    "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
+    "device and memory": (
+        *("server", "device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),
+    ),
     "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
     "progress and configuration": ("quiet", "json_events", "config"),
 }
@@ -282,7 +285,7 @@ def run(task: TaskName, argv: Sequence[str]) -> int:
 
 def options_of(task: TaskName) -> list[Option]:
     """All options of a verb."""
-    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+    return [*request_options(task), *MODEL, SERVER, *WRITING, *REPORTING, CONFIG]
 
 
 def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
@@ -293,10 +296,12 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
     output.check()
     preview = preview_file(settings["preview"], output)
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
-        model = open_model(model_options(given), on_event=show)
-        clip = run_once(model, request, request, output, settings, show, preview)
-        if model.system.weights.untrained:
-            show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
+        if given.get(SERVER.name) is None:
+            clip = _run_here(model_options(given), request, output, settings, show, preview)
+        else:
+            service = remote.connect(given, options_of(task))
+            request = remote.with_loras(request, lora_weights(given.get("lora", ())))
+            clip = run_once(service, request, request, output, settings, show, preview)
         show(Phase("write"))
         paths = output.save(clip, show)
         if isinstance(show, JsonLines):
@@ -304,6 +309,21 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
             return 0
     sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0
+
+
+def _run_here(  # noqa: PLR0917
+    options: ModelOptions,
+    request: Request,
+    output: Output,
+    settings: Mapping[str, Any],
+    show: Display,
+    preview: PreviewFile | None,
+) -> Clip:
+    model = open_model(options, on_event=show)
+    clip = run_once(model, request, request, output, settings, show, preview)
+    if model.system.weights.untrained:
+        show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
+    return clip
 
 
 def read_options(
