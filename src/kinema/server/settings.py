@@ -38,7 +38,7 @@ class Settings:
     """The store: jobs.sqlite, jobs/, assets/."""
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Clients must send it as ``Authorization: Bearer TOKEN``; required unless ``host`` is a loopback address."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that clients may use besides ``host`` and the loopback names."""
