@@ -94,8 +94,9 @@ def test_a_signed_clip_says_that_a_model_generated_it_and_keeps_its_frames_and_r
     before, after = tmp_path / "before.mp4", tmp_path / "after.mp4"
     before.write_bytes(mp4)
     after.write_bytes(mp4)
-    signing.check(*files[kind])
-    signing.sign(after, *files[kind])
+    signer = signing.Signer(*files[kind])
+    signer.check()
+    signer.sign(after)
     with c2pa.Reader(str(after)) as reader:
         assert reader.get_validation_state() == "Valid"
         manifest = json.loads(reader.json())
@@ -114,7 +115,7 @@ def test_a_signed_clip_says_that_a_model_generated_it_and_keeps_its_frames_and_r
 def test_a_changed_frame_breaks_the_signature(files, mp4, tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(mp4)
-    signing.sign(path, *files["p256"])
+    signing.Signer(*files["p256"]).sign(path)
     data = bytearray(path.read_bytes())
     data[-40] ^= 1
     path.write_bytes(data)
@@ -137,7 +138,7 @@ def test_a_wrong_certificate_or_key_is_refused_in_one_sentence(chain, key, sente
     text.write_text("no key")
     certificate = tmp_path / "none.pem" if chain == "missing" else files[chain][0] if chain else text
     with pytest.raises(BadRequest, match=sentence):
-        signing.check(certificate, files[key][1] if key else text)
+        signing.Signer(certificate, files[key][1] if key else text)
 
 
 def test_a_certificate_that_is_no_c2pa_certificate_is_refused(tmp_path):
@@ -147,10 +148,10 @@ def test_a_certificate_that_is_no_c2pa_certificate_is_refused(tmp_path):
     chain.write_bytes(issued("root", key, "root", key, root=True).public_bytes(pem))
     secret.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     with pytest.raises(BadRequest, match="expected a C2PA certificate chain"):
-        signing.check(chain, secret)
+        signing.Signer(chain, secret).check()
 
 
 def test_without_the_package_the_extra_is_named(files, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "c2pa", None)
     with pytest.raises(BadRequest, match=r"pip install 'kinema\[c2pa\]'"):
-        signing.check(*files["p256"])
+        signing.Signer(*files["p256"])

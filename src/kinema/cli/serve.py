@@ -217,9 +217,9 @@ def check(settings: Settings) -> None:
     if (settings.c2pa_certificate is None) != (settings.c2pa_key is None):
         raise BadRequest("--c2pa-certificate and --c2pa-key belong together; give both")
     if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
-        from kinema.server.signing import check as check_signing
+        from kinema.server.signing import Signer
 
-        check_signing(settings.c2pa_certificate, settings.c2pa_key)
+        Signer(settings.c2pa_certificate, settings.c2pa_key).check()
     _check_folder(settings.folder)
     _check_port(settings.host, settings.port)
 

@@ -35,45 +35,48 @@ MANIFEST = {
 }
 
 
-def check(certificate: Path, key: Path) -> None:
-    """Sign an image of one pixel, so that what is wrong shows before the first clip. Raises BadRequest."""
-    _sign(_signer(certificate, key), "image/png", io.BytesIO(_pixel()), io.BytesIO(), certificate)
+class Signer:
+    """Signs clips with one certificate."""
 
+    def __init__(self, certificate: Path, key: Path) -> None:
+        """Read a certificate chain and its private key, both PEM. Raises BadRequest if they cannot sign."""
+        try:
+            import c2pa
+        except ImportError:
+            raise BadRequest("signed clips need c2pa-python; pip install 'kinema[c2pa]'") from None
+        chain, secret = (bounds.read_bytes(path, MAX_PEM, "a file in PEM format") for path in (certificate, key))
+        algorithm = _algorithm(chain, secret, certificate, key)
+        self.certificate = certificate
+        try:
+            self.signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, chain, secret, None))
+        except c2pa.C2paError as error:
+            raise BadRequest(f"{certificate} and {key} cannot sign: {printable(str(error), 160)}") from error
 
-def sign(path: Path, certificate: Path, key: Path) -> None:
-    """Sign the mp4 ``path`` in place, atomically. Raises BadRequest if the certificate or the key cannot be used."""
-    signer = _signer(certificate, key)
-    with replacing(path) as part, path.open("rb") as source, part.open("w+b") as target:
-        _sign(signer, "video/mp4", source, target, certificate)
+    def check(self) -> None:
+        """Sign an image of one pixel, so that what is wrong shows before the first clip. Raises BadRequest."""
+        self._sign("image/png", io.BytesIO(_pixel()), io.BytesIO())
 
+    def sign(self, path: Path) -> None:
+        """Sign the mp4 ``path`` in place, atomically. Raises BadRequest."""
+        with replacing(path) as part, path.open("rb") as source, part.open("w+b") as target:
+            self._sign("video/mp4", source, target)
 
-def _sign(signer: Any, kind: str, source: Any, target: Any, certificate: Path) -> None:
-    import c2pa
-
-    try:
-        with c2pa.Builder(json.dumps(MANIFEST)) as builder:
-            builder.sign(signer, kind, source, target)
-        target.seek(0)
-        with c2pa.Reader(kind, target) as reader:
-            valid = reader.get_validation_state() in ("Valid", "Trusted")
-    except c2pa.C2paError as error:
-        reason = printable(str(error), 160)
-        raise BadRequest(f"{certificate} cannot sign clips ({reason}); expected a C2PA certificate chain") from error
-    if not valid:
-        raise BadRequest(f"{certificate} gives a signature that is not valid; expected a C2PA certificate chain")
-
-
-def _signer(certificate: Path, key: Path) -> Any:
-    try:
+    def _sign(self, kind: str, source: Any, target: Any) -> None:
         import c2pa
-    except ImportError:
-        raise BadRequest("signed clips need c2pa-python; pip install 'kinema[c2pa]'") from None
-    chain, secret = (bounds.read_bytes(path, MAX_PEM, "a file in PEM format") for path in (certificate, key))
-    algorithm = _algorithm(chain, secret, certificate, key)
-    try:
-        return c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, chain, secret, None))
-    except c2pa.C2paError as error:
-        raise BadRequest(f"{certificate} and {key} cannot sign: {printable(str(error), 160)}") from error
+
+        try:
+            with c2pa.Builder(json.dumps(MANIFEST)) as builder:
+                builder.sign(self.signer, kind, source, target)
+            target.seek(0)
+            with c2pa.Reader(kind, target) as reader:
+                valid = reader.get_validation_state() in ("Valid", "Trusted")
+        except c2pa.C2paError as error:
+            reason = f" ({printable(str(error), 160)})"
+        else:
+            reason = ""
+            if valid:
+                return
+        raise BadRequest(f"{self.certificate} gives no valid signature{reason}; expected a C2PA certificate chain")
 
 
 def _algorithm(chain: bytes, secret: bytes, certificate: Path, key: Path) -> str:
