@@ -72,6 +72,10 @@ class Cancelled(Exception):
         self.clip, self.keep_partial, self.small = clip, keep_partial, small
 
 
+class JobFailed(Exception):
+    """A service accepted a job and could not finish it, or cannot be reached any more. The message is one sentence."""
+
+
 # --------------------------------------------------------------------------------------- shapes
 
 

@@ -85,7 +85,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "FreeInit": ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast"),
     "super-resolution": ("super_resolution", "super_resolution_weight"),
     "LoRAs and add-ons": ("lora", "lora_folder", "embeddings", "add", "control", "ip_image", "extra", "variant"),
-    "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
+    "device and memory": (
+        *("server", "device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),
+    ),
     "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
     "progress and configuration": ("quiet", "json_events", "config"),
 }

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from kinema.api import load
-from kinema.cli import machine
 from kinema.job import build_job
 from kinema.memory import free
 from kinema.memory.plan import Needs
@@ -27,7 +26,7 @@ def apple(monkeypatch):
 def test_memory_cached_by_torch_s_allocator_is_free(apple):
     assert free.free_bytes("mps") == 1000 - 300 + 100
     assert free.total_bytes("mps") == 1000
-    assert machine.peak_memory("mps") == 300
+    assert free.peak_bytes("mps") == 300
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
@@ -41,7 +40,7 @@ def test_other_gpus_report_free_total_and_peak_memory(kind, monkeypatch):
     monkeypatch.setattr(torch, kind, gpu)
     assert free.free_bytes(f"{kind}:1") == 530
     assert free.total_bytes(kind) == 900
-    assert machine.peak_memory(kind) == 70
+    assert free.peak_bytes(kind) == 70
 
 
 def test_a_cpu_has_no_total():

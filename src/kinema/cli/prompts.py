@@ -12,6 +12,7 @@ from kinema.bounds import printable
 from kinema.cli.options import with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
+from kinema.cli.remote import SERVER
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import (
     REPORTING,
@@ -55,6 +56,8 @@ def generate_each(given: Mapping[str, Any]) -> int:
     settings = with_defaults([*WRITING, *REPORTING], given)
     if "prompt" in given:
         raise BadRequest("--prompts gives the prompts: leave the prompt itself out")
+    if given.get(SERVER.name) is not None:
+        raise BadRequest("--prompts is read by a model on this machine; with --server, give each prompt on its own")
     if settings["preview"] is not None:
         raise BadRequest("--preview shows one clip: leave it out with --prompts")
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:

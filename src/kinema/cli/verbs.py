@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kinema.cli import machine
+from kinema.cli import machine, remote
 from kinema.cli.options import parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, display
+from kinema.cli.progress import Display, JsonLines, display
+from kinema.cli.remote import SERVER
 from kinema.cli.stopping import KEEP, run_once
 from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.options import Option, from_dataclass
-from kinema.schema import TASK_FIELDS, BadRequest, Request, TaskName
+from kinema.schema import TASK_FIELDS, BadRequest, Clip, Request, TaskName
 from kinema.spans import spans_of
 from kinema.verb_options import (
     CONTROL,
@@ -118,7 +119,7 @@ def run(task: TaskName, argv: Sequence[str]) -> int:
 
 def options_of(task: TaskName) -> list[Option]:
     """All options of a verb."""
-    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+    return [*request_options(task), *MODEL, SERVER, *WRITING, *REPORTING, CONFIG]
 
 
 def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
@@ -129,10 +130,12 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
     output.check()
     preview = preview_file(settings["preview"], output)
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
-        model = open_model(model_options(given), on_event=show)
-        clip = run_once(model, request, request, output, settings, show, preview)
-        if model.system.weights.untrained:
-            show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
+        if given.get(SERVER.name) is None:
+            clip = _run_here(model_options(given), request, output, settings, show, preview)
+        else:
+            service = remote.connect(given, options_of(task))
+            request = remote.with_loras(request, lora_weights(given.get("lora", ())))
+            clip = run_once(service, request, request, output, settings, show, preview)
         show(Phase("write"))
         paths = output.save(clip, show)
         if isinstance(show, JsonLines):
@@ -140,6 +143,21 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
             return 0
     sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0
+
+
+def _run_here(  # noqa: PLR0917
+    options: ModelOptions,
+    request: Request,
+    output: Output,
+    settings: Mapping[str, Any],
+    show: Display,
+    preview: PreviewFile | None,
+) -> Clip:
+    model = open_model(options, on_event=show)
+    clip = run_once(model, request, request, output, settings, show, preview)
+    if model.system.weights.untrained:
+        show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
+    return clip
 
 
 def read_options(

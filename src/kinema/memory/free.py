@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,6 +60,26 @@ def total_bytes(device: str) -> int | None:
     import torch
 
     return int(torch.mps.recommended_max_memory() if kind == "mps" else getattr(torch, kind).mem_get_info(device)[1])
+
+
+def peak_bytes(device: str) -> int:
+    """Return the peak bytes so far: allocated on a GPU, resident on a CPU (0 where the system does not report it).
+
+    Apple's driver records no peak; its current allocation, which includes torch's cache, is close to it.
+    """
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "xpu"):
+        return int(getattr(torch, kind).max_memory_allocated(device))
+    if kind == "mps":
+        return torch.mps.driver_allocated_memory()
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _container_free(group: Path = Path("/sys/fs/cgroup")) -> int:

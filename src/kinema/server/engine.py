@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from kinema.server.jobs import Asset, Job, Order, Progress, Settled
+from kinema.server.jobs import Asset, Job, Order, Progress, Settled, Status
 
 
 class Engine(Protocol):
@@ -15,11 +15,16 @@ class Engine(Protocol):
     Methods run on the event loop of the server and never block it for long.
     """
 
-    async def start(self) -> None:
-        """Open the store, mark interrupted jobs, start workers. Raises BadRequest for a store that cannot be used."""
+    async def start(self) -> Sequence[str]:
+        """Open the store, mark interrupted jobs, start workers. Raises BadRequest for a store that cannot be used.
 
-    async def stop(self) -> None:
-        """Stop workers; running jobs become "interrupted"."""
+        Returns the identifiers of the jobs that were running when the server last ended, now "interrupted".
+        """
+        ...
+
+    async def stop(self) -> Sequence[str]:
+        """Stop workers; running jobs become "interrupted", and their identifiers are returned."""
+        ...
 
     # jobs ---------------------------------------------------------------------------------------
 
@@ -70,6 +75,15 @@ class Engine(Protocol):
         change of status; what waits for a reader is bounded.
         """
         ...
+
+    # what is counted ----------------------------------------------------------------------------
+
+    def counts(self) -> Mapping[Status, int]:
+        """Number of jobs in each state."""
+        ...
+
+    def listen(self, listener: Callable[[str, Progress], None]) -> None:
+        """Call ``listener`` with the identifier of the job and each event, from now on, for all jobs."""
 
     # files --------------------------------------------------------------------------------------
 

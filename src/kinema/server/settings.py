@@ -26,6 +26,8 @@ class Limits:
     decode_seconds: float = 60.0
     decode_bytes: int = 3 * GIB
     plan_seconds: float = 60.0
+    body_seconds: float = 30.0
+    """Longest silence of a client within a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Settings:
     """The store: jobs.sqlite, jobs/, assets/."""
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Clients must send it as ``Authorization: Bearer TOKEN``; required unless ``host`` is a loopback address."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that clients may use besides ``host`` and the loopback names."""
