@@ -39,7 +39,7 @@ class Child:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", module,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=folder, env=_environment(offline),
-            limit=LONGEST, **({} if sys.platform == "win32" else {"pass_fds": tuple(keep)}),
+            limit=LONGEST, pass_fds=() if sys.platform == "win32" else tuple(keep),
         )  # fmt: skip
         return Child(process)
 

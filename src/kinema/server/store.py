@@ -100,7 +100,7 @@ class Store:
             raise unknown("video", video_id)
         return _job(row)
 
-    def list(
+    def page(
         self, *, after: str | None = None, limit: int = 20, newest_first: bool = True, status: str | None = None
     ) -> tuple[Sequence[Job], bool]:
         """Return up to ``limit`` jobs after the given one, and whether there are more. 404 for an unknown ``after``."""

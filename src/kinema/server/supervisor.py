@@ -120,7 +120,7 @@ class Supervisor:
     def _planner_ready(self, message: Mapping[str, Any]) -> None:
         self.catalogue.presets = message["presets"]
 
-    def _recover(self) -> list[str]:
+    def _recover(self) -> Sequence[str]:
         """Settle the jobs that ran when the server ended, and remove what they left unfinished."""
         interrupted = []
         for job in self.store.with_status("in_progress", "cancelling"):
@@ -130,7 +130,7 @@ class Supervisor:
                 interrupted.append(job.id)
         known, after, more = dict[str, Job](), None, True
         while more:
-            jobs, more = self.store.list(after=after, limit=1000)
+            jobs, more = self.store.page(after=after, limit=1000)
             known |= {job.id: job for job in jobs}
             after = jobs[-1].id if jobs else None
         clip_files.tidy(self.folder / "jobs", known)
@@ -205,7 +205,7 @@ class Supervisor:
         self, *, after: str | None, limit: int, newest_first: bool, status: str | None
     ) -> tuple[Sequence[Job], bool]:
         """See `Engine.list`."""
-        jobs, more = self.store.list(after=after, limit=limit, newest_first=newest_first, status=status)
+        jobs, more = self.store.page(after=after, limit=limit, newest_first=newest_first, status=status)
         return [self._with_progress(job) for job in jobs], more
 
     def _with_progress(self, job: Job) -> Job:

@@ -95,7 +95,7 @@ class Worker:
 
     async def _keep_running(self) -> None:
         failures = 0
-        while not self._stopping:
+        while True:
             began = time.monotonic()
             how = await self._one_process()
             self.child, self.loaded = None, []
