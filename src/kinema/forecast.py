@@ -104,6 +104,11 @@ def planned(system: System, request: Request, on_settled: OnSettled = accept) ->
     return PlannedJob(build_job(system, request, listen, on_settled), notes)
 
 
+def memory_plans(job: PlannedJob) -> list[MemoryPlan]:
+    """Return the memory plan of each stage. Raises TooLarge if one fits in no way."""
+    return [choose_memory_plan(run, bytes_of_other_stages(job.runs, number)) for number, run in enumerate(job.runs)]
+
+
 def forecast_of(model: Model, request: Request, job: PlannedJob, *, measure: bool) -> Forecast:
     """Return the forecast of a planned request."""
     system, runs = model.system, job.runs
@@ -112,8 +117,7 @@ def forecast_of(model: Model, request: Request, job: PlannedJob, *, measure: boo
     memory, refusal = MemoryPlan(), ""
     stages = []
     try:
-        for number, run in enumerate(runs):
-            memory = choose_memory_plan(run, bytes_of_other_stages(runs, number))
+        for run, memory in zip(runs, memory_plans(job), strict=True):
             stages.append(replace(run.stage, memory=memory).to_dict())
     except TooLarge as error:
         refusal = str(error)

@@ -29,6 +29,13 @@ def dtype(name: str | None) -> DTypeOption:
     return dtype_of(name)
 
 
+def dtypes() -> dict[str, str]:
+    """Names of dtypes on the command line to torch's."""
+    from kinema.system.precision import NAMES
+
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in NAMES.items()}
+
+
 def device(name: str | None) -> str | None:
     """The device's name. Raises BadRequest if this machine has no such device."""
     if name is None:

@@ -196,7 +196,7 @@ def reopened(
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded model options: device, precision, variant; threads and compilation if this machine supports them."""
-    names = {long: short for short, long in machine.DTYPES.items()}
+    names = {long: short for short, long in machine.dtypes().items()}
     options = {name: recipe.get(name) for name in ("device", "threads")}
     from kinema.recipes import base_of
 

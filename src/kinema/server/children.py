@@ -39,7 +39,7 @@ class Child:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", module,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=folder, env=_environment(offline),
-            limit=LONGEST, **({} if sys.platform == "win32" else {"pass_fds": tuple(keep)}),
+            limit=LONGEST, pass_fds=() if sys.platform == "win32" else tuple(keep),
         )  # fmt: skip
         return Child(process)
 
@@ -69,22 +69,14 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
-    async def stop(self, seconds: float = 5.0) -> None:
-        """Close the child's input, at which it ends; kill it if it does not in time."""
+    def close(self) -> None:
+        """Close the child's input, at which it ends."""
         if self.process.stdin is not None:
             self.process.stdin.close()
-        try:
-            await asyncio.wait_for(self._drained(), seconds)
-        except TimeoutError:
-            self.kill()
-            await self.process.wait()
 
-    async def _drained(self) -> None:
-        """Wait for the end; what the child still writes is read, since it might wait for that."""
-        if self.process.stdout is not None:
-            with contextlib.suppress(ValueError, OSError):
-                while await self.process.stdout.read(2**16):
-                    pass
+    async def stop(self) -> None:
+        """Kill the child and wait for its end."""
+        self.kill()
         await self.process.wait()
 
 

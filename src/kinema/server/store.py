@@ -38,8 +38,9 @@ CREATE INDEX jobs_by_status ON jobs (status, position);
 CREATE TABLE assets (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, name TEXT NOT NULL,
     bytes INTEGER NOT NULL, created_at REAL NOT NULL, frames INTEGER NOT NULL, fps REAL, height INTEGER NOT NULL,
-    width INTEGER NOT NULL
+    width INTEGER NOT NULL, sha256 TEXT NOT NULL
 );
+CREATE INDEX assets_by_content ON assets (sha256);
 CREATE TABLE times (
     number INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, device TEXT NOT NULL, dtype TEXT NOT NULL,
     stages TEXT NOT NULL, seconds REAL NOT NULL
@@ -68,7 +69,7 @@ class Store:
                 check(path)
             else:
                 _create(path)
-            self._base = sqlite3.connect(path, isolation_level=None, timeout=10)
+            self._base = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode = WAL")
             self._base.execute("PRAGMA synchronous = FULL")
         except BaseException as error:
@@ -99,7 +100,7 @@ class Store:
             raise unknown("video", video_id)
         return _job(row)
 
-    def list(
+    def page(
         self, *, after: str | None = None, limit: int = 20, newest_first: bool = True, status: str | None = None
     ) -> tuple[Sequence[Job], bool]:
         """Return up to ``limit`` jobs after the given one, and whether there are more. 404 for an unknown ``after``."""
@@ -162,6 +163,11 @@ class Store:
                 base.executemany("UPDATE jobs SET position = ? WHERE id = ?", zip(places, order, strict=True))
         return self.get(video_id)
 
+    def counts(self) -> dict[Status, int]:
+        """Return the number of jobs in each state."""
+        found = dict(self._base.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
+        return {status: found.get(status, 0) for status in NEXT}
+
     def remove(self, video_id: str) -> bool:
         """Remove the record of a final job; whether there was one."""
         with self._transaction() as base:
@@ -177,10 +183,15 @@ class Store:
 
     # -------------------------------------------------------------------------------------- assets
 
-    def add_asset(self, asset: Asset) -> None:
+    def add_asset(self, asset: Asset, sha256: str) -> None:
         with self._transaction() as base:
-            values = tuple(asdict(asset).values())
-            base.execute(f"INSERT INTO assets ({_ASSET}) VALUES ({', '.join('?' * len(values))})", values)
+            values = (*asdict(asset).values(), sha256)
+            base.execute(f"INSERT INTO assets ({_ASSET}, sha256) VALUES ({', '.join('?' * len(values))})", values)
+
+    def asset_with(self, sha256: str) -> Asset | None:
+        """Return an upload of the same bytes, if there is one."""
+        row = self._base.execute(f"SELECT {_ASSET} FROM assets WHERE sha256 = ?", (sha256,)).fetchone()
+        return None if row is None else _asset(row)
 
     def asset(self, asset_id: str) -> Asset:
         """Raises `ServiceError` 404 for an unknown identifier."""
