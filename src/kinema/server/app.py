@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from kinema import __version__
 from kinema.schema import BadRequest
+from kinema.server import options_route, studio_files
 from kinema.server.engine import Engine
 from kinema.server.http import assets, errors, events, models, openapi, pages, queue, videos
 from kinema.server.http.bodies import Bodies
@@ -45,8 +46,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     public, metrics = errors.Public(settings), Metrics(engine)
     app.state.service = Service(engine, settings, public, metrics, Bodies(engine, settings))
     errors.install(app, public)
-    for module in (events, videos, assets, models, queue, pages):
+    for module in (events, videos, assets, models, queue, options_route, pages):
         app.include_router(module.router)
+    app.router.routes.extend(studio_files.routes())
     openapi.install(app)
     app.add_middleware(Guard, settings=settings, public=public, count=metrics.answered)
     return app

@@ -40,7 +40,9 @@ class Engine(Protocol):
         """404 for an unknown identifier."""
         ...
 
-    def list(self, *, after: str | None, limit: int, newest_first: bool, status: str | None) -> tuple[Sequence[Job], bool]:
+    def list(
+        self, *, after: str | None, limit: int, newest_first: bool, status: str | None
+    ) -> tuple[Sequence[Job], bool]:
         """Up to ``limit`` jobs after the given one, and whether there are more. 404 for an unknown ``after``."""
         ...
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from kinema.options import Option
 from kinema.schema import TaskName
+from kinema.server.http.service import known_query
 from kinema.verb_options import FIRST, GROUPS, MODEL, VERBS, request_options
 
-router = APIRouter()
+router = APIRouter(tags=["models"], dependencies=[Depends(known_query)])
 
 LOCAL = frozenset({"lora_folder", "embeddings"})
 """Options that name a folder of the client's machine, which the service never opens."""

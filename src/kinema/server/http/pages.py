@@ -1,7 +1,4 @@
-"""Two static pages: the start page, and the documentation of the API, written from its OpenAPI page.
-
-Neither runs a script or loads anything.
-"""
+"""The documentation of the API, written from its OpenAPI page. It runs no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -28,13 +25,6 @@ h2 { margin-top: 2em; } summary { cursor: pointer; }
 """
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 CSP = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-START = """<h1>Kinema</h1>
-<p>This machine generates video. Clients speak the OpenAI video API at <code>/v1/videos</code>.</p>
-<pre>curl {base}/v1/videos -H 'Content-Type: application/json' -d '{{"prompt": "a red ball rolls right"}}'
-curl {base}/v1/videos
-curl -o clip.mp4 {base}/v1/videos/ID/content</pre>
-<p><a href="/docs">All addresses and fields</a> · <a href="/openapi.json">OpenAPI</a></p>
-"""
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(known_query)])
 
@@ -43,11 +33,6 @@ def _html(title: str, body: str) -> HTMLResponse:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     text = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>'
     return HTMLResponse(text, headers={"Content-Security-Policy": CSP})
-
-
-@router.get("/")
-async def start(request: Request) -> HTMLResponse:
-    return _html("Kinema", START.format(base=escape(str(request.base_url).rstrip("/"))))
 
 
 @router.get("/docs")
