@@ -77,8 +77,9 @@ VERBS: dict[TaskName, Verb] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
-        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep"),
-        *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
+        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "masks", "outside", "every"),
+        *("keep", "backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps"),
+        "guidance",
         *("negative_prompt", "prompts"),
     ),
     "clip": ("image", "start", "end", "prompt_spans", "prompt_syntax", "fps", "loop", "clips", "fit"),
