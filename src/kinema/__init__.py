@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from kinema.api import load
     from kinema.cancel import Cancel
     from kinema.canvas import Canvas
+    from kinema.document import Document
     from kinema.schema import BadRequest, Cancelled, Clip, Request, Shape
 
 __version__ = "0.1.0"
-__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
+__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "Document", "Request", "Shape", "__version__", "load"]
 
 _HOMES = {
     "load": "kinema.api",
@@ -28,6 +29,7 @@ _HOMES = {
     "Cancelled": "kinema.schema",
     "Canvas": "kinema.canvas",
     "Clip": "kinema.schema",
+    "Document": "kinema.document",
     "Request": "kinema.schema",
     "Shape": "kinema.schema",
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kinema.cli import machine
+from kinema.cli.document import DOCUMENT, with_document
 from kinema.cli.options import Option, from_dataclass, parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
@@ -104,7 +105,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "LoRAs and add-ons": ("lora", "lora_folder", "embeddings", "add", "control", "ip_image", "extra", "variant"),
     "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
     "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
-    "progress and configuration": ("quiet", "json_events", "config"),
+    "progress and configuration": ("quiet", "json_events", "config", "document"),
 }
 """Headings of the help pages and the options under each."""
 
@@ -278,12 +279,13 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    return run_given(task, read_options(task, options_of(task), argv, "kinema"))
+    with with_document(task, read_options(task, options_of(task), argv, "kinema")) as given:
+        return run_given(task, given)
 
 
 def options_of(task: TaskName) -> list[Option]:
     """All options of a verb."""
-    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG, DOCUMENT]
 
 
 def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
