@@ -17,8 +17,8 @@ Python, the command line (``--document``) and the service take the same document
 
 ``request`` holds the fields of `Request`; where a field is a file, it is ``media:NAME``, a name in ``media``. An entry
 of ``media`` has the file's contents in base64 (``data``), or names a file in the document's folder (``file``) whose
-hash must be the recorded one. So a document from a stranger opens no other file. ``editor`` is what only an editor uses,
-such as the frame that is shown. Imports without torch.
+hash must be the recorded one. So a document from a stranger opens no other file. ``editor`` is what only an editor
+uses, such as the frame that is shown. Imports without torch.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ class Document:
         Files in the options of a family (``extra``) must be given as ``media:NAME`` of a document already.
         """
         files = request.files()
-        media, names, taken = {}, {}, dict[str, str]()
+        media: dict[str, Medium] = {}
+        names: dict[str, str] = {}
+        taken: dict[str, str] = {}
         for role, file in files.items():
             name = taken.setdefault(file, f"m{len(taken) + 1}")
             media[name] = media.get(name) or Medium.of(file)

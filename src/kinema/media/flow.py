@@ -50,7 +50,7 @@ class Flows:
         flow: Floats = self.search.calc(self.grey_THW[i], self.grey_THW[j], None)
         return flow
 
-    def sample(self, values: NDArray[Any], flow: Floats) -> Floats:
+    def sample(self, values: NDArray[Any], flow: NDArray[Any]) -> Floats:
         """Sample ``values`` H×W or H×W×2 at every pixel displaced by ``flow``, bilinear, edges replicated."""
         sampled: Floats = self.cv2.remap(
             values.astype(np.float32),
