@@ -39,11 +39,11 @@ def test_a_document_and_its_options_give_the_same_clip(
 ) -> None:
     beside = document.parent
     options = ["--seed", "3", "--steps", "2", "--mask-at", f"0={beside / 'mask.png'}", "-m", "vdm/tiny"]
-    one, other, third = (tmp_path / f"{name}.png" for name in "abc")
+    one, other, third = (tmp_path / f"{name}.webp" for name in "abc")
     assert main(["inpaint", "--document", str(document), "-o", str(one)]) == 0
     assert main(["inpaint", str(beside / "ball.webp"), "a star", *options, "-o", str(other)]) == 0
     assert frames(one) == frames(other)
-    assert list(read_recipe(one)["inputs"]) == ["video", "mask at 0"]
+    assert list(read_recipe(one)["inputs"]) == ["mask at 0", "video"]
     assert main(["inpaint", "--document", str(document), "--seed", "4", "-o", str(third)]) == 0
     assert frames(third) != frames(one)
 
