@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from kinema.cancel import Cancel
     from kinema.canvas import Canvas
     from kinema.client.service import connect
+    from kinema.document import Document
     from kinema.schema import BadRequest, Cancelled, Clip, JobFailed, Request, Shape
 
 __version__ = "0.1.0"
-__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "JobFailed", "Request", "Shape"]
+__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "Document", "JobFailed", "Request", "Shape"]
 __all__ += ["__version__", "connect", "load"]
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "Canvas": "kinema.canvas",
     "Clip": "kinema.schema",
     "JobFailed": "kinema.schema",
+    "Document": "kinema.document",
     "Request": "kinema.schema",
     "Shape": "kinema.schema",
 }

@@ -61,8 +61,9 @@ VERBS: dict[TaskName, Verb] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "main options": (
-        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "every", "keep"),
-        *("backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps", "guidance"),
+        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "masks", "outside", "every"),
+        *("keep", "backward", "strength", "scale", "motion", "seed", "frames", "width", "height", "size", "steps"),
+        "guidance",
         *("negative_prompt", "prompts"),
     ),
     "clip": ("image", "start", "end", "prompt_spans", "prompt_syntax", "fps", "loop", "clips", "fit"),
@@ -89,7 +90,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("server", "device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),
     ),
     "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
-    "progress and configuration": ("quiet", "json_events", "config"),
+    "progress and configuration": ("quiet", "json_events", "config", "document"),
 }
 """Headings of the help pages and of forms, and the options under each."""
 FIRST: dict[TaskName, tuple[str, ...]] = {

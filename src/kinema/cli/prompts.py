@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import printable
+from kinema.cli.document import with_document
 from kinema.cli.options import with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
@@ -44,8 +45,9 @@ PROMPTS = Option(
 
 
 def generate(argv: Sequence[str]) -> int:
-    given = read_options("generate", [*options_of("generate"), PROMPTS], argv, "kinema")
-    return run_given("generate", given) if given.get(PROMPTS.name) is None else generate_each(given)
+    read = read_options("generate", [*options_of("generate"), PROMPTS], argv, "kinema")
+    with with_document("generate", read) as given:
+        return run_given("generate", given) if given.get(PROMPTS.name) is None else generate_each(given)
 
 
 def generate_each(given: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kinema.cli import machine, remote
+from kinema.cli.document import DOCUMENT, with_document
 from kinema.cli.options import parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import Display, JsonLines, display
@@ -114,12 +115,13 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    return run_given(task, read_options(task, options_of(task), argv, "kinema"))
+    with with_document(task, read_options(task, options_of(task), argv, "kinema")) as given:
+        return run_given(task, given)
 
 
 def options_of(task: TaskName) -> list[Option]:
     """All options of a verb."""
-    return [*request_options(task), *MODEL, SERVER, *WRITING, *REPORTING, CONFIG]
+    return [*request_options(task), *MODEL, SERVER, *WRITING, *REPORTING, CONFIG, DOCUMENT]
 
 
 def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
