@@ -17,11 +17,11 @@ export async function definitions() {
   return options;
 }
 
-/** All rows of /v1/models; ``fresh`` asks again. */
+/** All rows of /v1/models; ``fresh`` asks again. Their property ``downloads`` says whether the service fetches models. */
 export async function models(fresh = false) {
   if (!rows || fresh) {
     rows = call("GET", "/v1/models").then(
-      (list) => list.data,
+      (list) => Object.assign(list.data, { downloads: list.downloads !== false }),
       (error) => {
         rows = null;
         throw error;

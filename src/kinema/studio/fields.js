@@ -75,7 +75,7 @@ function select(options, change) {
 }
 
 function choiceControl(field, { change }) {
-  const blank = field.default === null ? [["", "model's own"]] : [];
+  const blank = field.default === null ? [["", "default"]] : [];
   const made = select([...blank, ...field.choices.map((each) => [each, each])], change);
   return { ...made, write: (value) => made.write(value ?? field.default) };
 }
@@ -85,7 +85,7 @@ function modelControl(field, context) {
   const made = select([], context.change);
   const rows = () => context.models().filter((row) => isModel(row) && isHere(row));
   function refresh() {
-    const blank = main ? [] : [["", field.name === "super_resolution" ? "model's own" : "none"], ...(field.name === "super_resolution" ? [["none", "none"]] : [])];
+    const blank = main ? [] : [["", field.name === "super_resolution" ? "default" : "none"], ...(field.name === "super_resolution" ? [["none", "none"]] : [])];
     made.offer([...blank, ...rows().map((row) => [row.id, row.kind === "preset" ? `${row.id} (untrained)` : row.id])]);
     write(context.values()[field.name]);
   }
@@ -110,7 +110,7 @@ function sizeControl(field, context) {
     const own = defaultsOf(context.model());
     const named = namedSizes(context.model()).map(([name, sides]) => [`name:${name}`, `${name} (${sides[1]}×${sides[0]})`]);
     const before = chosen.value;
-    fill(chosen, [["", own.width ? `model's own (${own.width}×${own.height})` : "model's own"], ...named, ["custom", "width × height…"]].map(([value, label]) => h("option", { value }, label)));
+    fill(chosen, [["", own.width ? `${own.width}×${own.height} (default)` : "default"], ...named, ["custom", "width × height…"]].map(([value, label]) => h("option", { value }, label)));
     chosen.value = [...chosen.options].some((each) => each.value === before) ? before : "";
     width.placeholder = own.width ?? "";
     height.placeholder = own.height ?? "";

@@ -106,7 +106,9 @@ function makeView(defined, rows) {
     const names = fieldsOf(defined, verb).map((field) => field.name);
     if (verb === "animate" && !values.image && !values.image_model && !values.keyframes && !values.last_image) return "Choose an image to animate.";
     if (names.includes("video") && !values.video && !(verb === "interpolate" && values.image)) return `Choose a clip to ${verb}.`;
-    if (!["interpolate", "upscale"].includes(verb) && !values.prompt && !values.prompt_spans) return "Describe the clip, and its size, time and memory are shown here.";
+    if (verb === "inpaint" && !values.region && !values.mask) return "Drag a box where new content is generated, or give a mask.";
+    const silent = ["interpolate", "upscale"].includes(verb) || rows.find((row) => row.id === (values.model || defined.fields.model.default))?.defaults?.takes_prompt === false;
+    if (!silent && !values.prompt && !values.prompt_spans) return "Describe the clip, and its size, time and memory are shown here.";
     return "";
   }
   function clear() {
@@ -236,16 +238,20 @@ function makeView(defined, rows) {
     fill(
       strip,
       current.videos.slice(0, SHOWN).map((video) =>
-        h("li", {}, h("button", { type: "button", class: `strip-item ${video.status}`, "aria-current": video.id === watched ? "true" : undefined, title: video.prompt || video.id, onclick: () => watch(video) }, thumbnail(video), h("span", { class: "strip-words" }, video.status === "in_progress" ? `${STATES[video.status]} ${video.progress}%` : STATES[video.status]), h("span", { class: "visually-hidden" }, `: ${video.prompt || "clip"}`))),
+        h("li", {}, h("button", { type: "button", class: `strip-item ${video.status}`, "aria-current": video.id === watched ? "true" : undefined, title: video.prompt || video.id, onclick: () => watch(video) }, thumbnail(video), h("span", { class: "strip-words" }, STATES[video.status]), h("span", { class: "visually-hidden" }, `: ${video.prompt || "clip"}`))),
       ),
     );
     strip.hidden = !current.videos.length;
   }
   let drawn = "";
+  let finished = 0;
   function jobsChanged({ videos }) {
     const watched = look.current();
     const now = watched && videos.find((each) => each.id === watched.id);
     if (now) look.watch(now);
+    const done = videos.filter((each) => each.status === "completed").length;
+    if (done > finished && fields) ask(); // its time is known now
+    finished = done;
     const state = JSON.stringify([look.current()?.id, videos.slice(0, SHOWN).map((each) => [each.id, each.status, each.progress])]);
     if (state !== drawn) drawStrip();
     drawn = state;

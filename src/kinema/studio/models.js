@@ -63,7 +63,7 @@ export async function mount(root) {
 
   function facts(row) {
     const own = defaultsOf(row);
-    return [row.family, row.parameters && `${parameters(row.parameters)} parameters`, own.width && `${own.frames} frames of ${own.width}×${own.height}`, row.bytes && bytes(row.bytes), row.licence].filter(Boolean);
+    return [row.family, own.takes_prompt === false && "needs no prompt", row.parameters && `${parameters(row.parameters)} parameters`, own.width && `${own.frames} frames of ${own.width}×${own.height}`, row.bytes && bytes(row.bytes), row.licence].filter(Boolean);
   }
   function card(row) {
     const chosen = (remembered("values", {}).model ?? fields.model.default) === row.id;
@@ -83,6 +83,7 @@ export async function mount(root) {
     if (row.kind === "lora") return loraButtons(row);
     if (row.kind === "add-on") return h("span", { class: "muted" }, row.slot ? `slot ${row.slot}` : "");
     if (isHere(row)) return h("button", { type: "button", class: "quiet", onclick: () => use(row), "aria-label": `Use ${row.id}` }, "Use");
+    if (!rows.downloads) return null;
     const failure = row.download?.state === "failed" && h("span", { class: "error-text" }, sentence(row.download.error ?? "the download failed"));
     const size = row.download?.total ?? row.bytes;
     return [failure, h("button", { type: "button", class: "quiet", onclick: () => act("POST", row, `Fetching ${row.id}`), "aria-label": `Fetch ${row.id}` }, icon("down"), size ? `Fetch, ${bytes(size)}` : "Fetch")];
@@ -99,6 +100,10 @@ export async function mount(root) {
     const weight = h("input", { type: "number", step: 0.05, value: 1, class: "narrow", "aria-label": `Weight of ${row.id}` });
     return [weight, h("button", { type: "button", class: "quiet", "aria-label": `Use ${row.id}`, onclick: () => useLora(row, Number(weight.value) || 1) }, "Use")];
   }
+  function about(key) {
+    if (key === "fetch") return rows.downloads ? "Published models. Their size is known when a download starts." : "Published models. This service fetches nothing; start it with --allow-downloads to fetch them here.";
+    return ABOUT[key];
+  }
   const opened = new Set(["here", "lora", "add-on", "fetch"]);
   function draw() {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -108,7 +113,7 @@ export async function mount(root) {
     const parts = SECTIONS.map(([key, title, belongs]) => {
       const members = kept.filter(belongs);
       if (!members.length) return null;
-      const details = h("details", { class: "group", open: opened.has(key) || words.length > 0, ontoggle: () => words.length || (details.open ? opened.add(key) : opened.delete(key)) }, h("summary", {}, icon("chevron"), h("h2", {}, title), h("span", { class: "muted" }, `${members.length}`)), ABOUT[key] && h("p", { class: "muted" }, ABOUT[key]), h("ul", { class: "models" }, members.map(card)));
+      const details = h("details", { class: "group", open: opened.has(key) || words.length > 0, ontoggle: () => words.length || (details.open ? opened.add(key) : opened.delete(key)) }, h("summary", {}, icon("chevron"), h("h2", {}, title), h("span", { class: "muted" }, `${members.length}`)), about(key) && h("p", { class: "muted" }, about(key)), h("ul", { class: "models" }, members.map(card)));
       return details;
     });
     fill(body, parts, kept.length ? null : h("p", { class: "muted" }, "No model has these words."));

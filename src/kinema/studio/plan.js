@@ -53,9 +53,9 @@ export function planPanel({ refused, accepted }) {
   function show(settled) {
     element.classList.remove("stale");
     const forecast = settled.forecast ?? {};
-    const memory = forecast.needed_bytes ?? forecast.weight_bytes;
-    const time = settled.seconds ? `about ${duration(settled.seconds)}` : "time not measured yet";
-    const words = [...clipFacts(settled), time, memory && `${bytes(memory)} memory`].filter(Boolean);
+    const memory = forecast.needed_bytes ? `${bytes(forecast.needed_bytes)} of memory` : forecast.weight_bytes && `${bytes(forecast.weight_bytes)} of weights`;
+    const time = settled.seconds ? `about ${duration(settled.seconds)}` : "time known after a first clip";
+    const words = [...clipFacts(settled), time, memory].filter(Boolean);
     fill(facts, words.map((each) => h("span", { class: "fact" }, each)));
     if (forecast.fits === false) facts.prepend(h("span", { class: "fact bad" }, "does not fit in memory"));
     const rows = [
@@ -65,7 +65,7 @@ export function planPanel({ refused, accepted }) {
       ["Memory", [forecast.weight_bytes && `${bytes(forecast.weight_bytes)} of weights`, forecast.budget_bytes && `${bytes(forecast.budget_bytes)} may be used`, forecast.offload && forecast.offload !== "none" && `offload ${forecast.offload}`].filter(Boolean).join(", ")],
       ["Time", [settled.seconds && `about ${duration(settled.seconds)}`, settled.measured].filter(Boolean).join(": ")],
     ];
-    const reasons = [...new Set([...(settled.notes ?? []), ...(forecast.reasons ?? [])])];
+    const reasons = [...new Set([...(settled.notes ?? []), ...(forecast.reasons ?? [])])].filter((each) => !each.startsWith("time: not measured"));
     fill(
       why,
       h("dl", { class: "facts" }, rows.filter(([, value]) => value || value === 0).map(([name, value]) => [h("dt", {}, name), h("dd", {}, `${value}`)])),

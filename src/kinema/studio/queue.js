@@ -57,12 +57,13 @@ export function mount(root) {
   const size = ({ settled }) => settled && `${settled.width}×${settled.height}, ${settled.frames} frames`;
 
   function runningRow(video) {
-    const eta = video.eta ? `${duration(video.eta)} left` : null;
+    const left = video.expected_seconds && video.started_at ? video.started_at + video.expected_seconds - Date.now() / 1000 : 0;
+    const eta = left > 1 ? `about ${duration(left)} left` : null;
     const row = h(
       "li",
       { class: "job", dataset: { id: video.id } },
       thumbnail(video),
-      words(video, [video.model, size(video), video.device, video.stage, eta]),
+      words(video, [video.model, size(video), video.device, eta]),
       h("progress", { max: 100, value: video.progress ?? 0, "aria-label": `Progress of ${video.prompt || "the clip"}` }),
       h("div", { class: "job-actions" }, h("span", { class: "state" }, STATES[video.status]), h("button", { type: "button", class: "quiet small", onclick: () => cancel(video, true), disabled: video.status === "cancelling" }, "Stop, keep partial"), h("button", { type: "button", class: "quiet small", onclick: () => cancel(video), disabled: video.status === "cancelling" }, "Cancel")),
     );
@@ -75,7 +76,7 @@ export function mount(root) {
       { class: "job draggable", draggable: true, dataset: { id: video.id } },
       h("span", { class: "grip" }, icon("grip")),
       h("span", { class: "place" }, `${at + 1}`),
-      words(video, [video.model, size(video), video.settled?.seconds && `about ${duration(video.settled.seconds)}`]),
+      words(video, [video.model, size(video), video.expected_seconds && `about ${duration(video.expected_seconds)}`]),
       h(
         "div",
         { class: "job-actions" },
@@ -137,8 +138,8 @@ export function mount(root) {
 
   function workerRow(worker) {
     const loaded = (worker.loaded ?? worker.models ?? []).map((each) => (typeof each === "string" ? each : `${each.model ?? each.name}${each.bytes ? ` (${bytes(each.bytes)})` : ""}`));
-    const facts = [worker.state, loaded.length && `loaded: ${loaded.join(", ")}`, worker.limit && `at most ${bytes(worker.limit)}`, worker.restarts && `restarted ${worker.restarts} times`];
-    return h("li", {}, h("strong", {}, worker.device), h("span", { class: "muted" }, facts.filter(Boolean).join(" · ")));
+    const facts = [worker.name, worker.state, loaded.length && `loaded: ${loaded.join(", ")}`, worker.memory_limit && `at most ${bytes(worker.memory_limit)}`, worker.message, worker.restarts && `restarted ${worker.restarts} times`];
+    return h("li", {}, h("strong", {}, worker.device ?? "worker"), h("span", { class: "muted" }, facts.filter(Boolean).join(" · ")));
   }
 
   function draw() {

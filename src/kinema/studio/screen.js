@@ -113,10 +113,15 @@ export function downloads(video) {
   menu.addEventListener("focusout", (event) => event.relatedTarget && !menu.contains(event.relatedTarget) && (menu.open = false));
   async function save(variant, suffix) {
     menu.open = false;
+    const slow = setTimeout(() => (converting = toast(`Writing the ${suffix}…`, { stays: 300_000 })), 600);
+    let converting = null;
     try {
       await download(contentPath(video.id, variant), `${name}.${suffix}`);
     } catch (error) {
       failed(error);
+    } finally {
+      clearTimeout(slow);
+      converting?.();
     }
   }
   return menu;
@@ -174,7 +179,7 @@ function progressView(video) {
     if (data.status === "queued") {
       const place = data.queue_position;
       phase.textContent = "Waiting";
-      eta.textContent = place ? `${place === 1 ? "next" : `number ${place}`} in the queue` : "";
+      eta.textContent = Number.isFinite(place) ? `${place === 0 ? "next" : `number ${place + 1}`} in the queue` : "";
     } else if (data.status === "cancelling") phase.textContent = "Stopping";
     else waiting.lastElementChild.textContent = "Starting";
     (data.notes ?? []).forEach(note);
@@ -210,7 +215,7 @@ function progressView(video) {
 
 /** The stages and phases of a job as a line of words, the current one marked. */
 function stageList(settled) {
-  const names = (settled.forecast?.stages ?? []).map((each) => each.stage ?? "base");
+  const names = settled.stages ?? [];
   const stages = names.length ? names : ["base"];
   const several = stages.length > 1;
   const order = ["load", "condition", ...stages.map((each) => `sample ${each}`), "decode", "write"];

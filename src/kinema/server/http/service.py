@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Path, Request
 
 from kinema import registry
+from kinema.server.conversions import Conversions
 from kinema.server.engine import Engine
 from kinema.server.http.bodies import Bodies
 from kinema.server.http.errors import FieldError, Public
@@ -31,6 +32,7 @@ class Service:
     bodies: Bodies
     streams: int = 0
     """Event streams that are open."""
+    conversions: Conversions = field(default_factory=Conversions)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def plain(self, value: Any) -> Any:
