@@ -50,6 +50,7 @@ function makeView(defined, rows) {
   let fields = null;
   const stop = new AbortController();
 
+  const example = /"([^"]+)"/.exec(defined.verbs.get("generate")?.example ?? "")?.[1] ?? "a red ball rolls right";
   const about = h("p", { class: "about" });
   const place = h("div", {});
   const offer = h("div", { class: "offer", hidden: true });
@@ -186,6 +187,7 @@ function makeView(defined, rows) {
     return [
       h("div", { class: "screen-frame blank" }, icon("make")),
       h("div", { class: "caption" }, h("p", { class: "caption-prompt" }, "Your clip appears here"), h("p", { class: "muted" }, "Describe it and press Generate. While it runs you see a preview after each step. You can also drop an image or a clip anywhere on this page.")),
+      h("div", { class: "actions" }, h("button", { type: "button", class: "quiet", onclick: () => apply("generate", { ...values, prompt: example }) }, `Try “${example}”`)),
     ];
   }
   function actions(video) {

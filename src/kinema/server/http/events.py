@@ -89,6 +89,8 @@ async def _next(source: AsyncIterator[Progress], stopping: asyncio.Future[Any]) 
 
 def _data(service: Service, video_id: str, progress: Progress) -> Any:
     """The data of an event. A status is the whole video; the event's own values win, as the job may have changed."""
+    if progress.kind == "preview":
+        return progress.data  # an image as text, which no limit on messages may cut
     own = service.plain(progress.data)
     if progress.kind != "status":
         return own
