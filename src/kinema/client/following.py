@@ -125,9 +125,9 @@ class Report:
             self.on_event(Note(sentence))
 
     def _status(self, data: Mapping[str, Any]) -> None:
-        for sentence in data.get("notes") or ():
-            if isinstance(sentence, str):
-                self.note(sentence)
+        notes = data.get("notes")
+        for sentence in notes if isinstance(notes, list) else ():
+            self.note(_text({"note": sentence}, "note"))
         ahead = data.get("queue_position")
         if data.get("status") == "queued" and isinstance(ahead, int) and ahead != self.ahead:
             self.ahead = ahead
