@@ -134,7 +134,7 @@ class Report:
             self._phase("queue", f"position {ahead}" if ahead else "")
 
     def _phase(self, name: str, detail: str) -> None:
-        if name:
+        if name and name != "write":  # the service's own files; the caller writes a clip when it has it
             self.on_event(Phase(name, detail))
 
     def _step(self, data: Mapping[str, Any]) -> None:
