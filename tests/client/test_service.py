@@ -357,9 +357,15 @@ def test_files_in_the_options_of_a_family_are_sent_too(fake, media, model):
     assert fake.orders[0]["request"]["extra"] == {"control.depth": f"asset-{0:020d}", "motion_scale": 1.0}
 
 
+def test_the_fields_with_files_are_those_that_recipes_are_renamed_in(fake, media):
+    request = Request(task="animate", prompt="a ball", image="a.png", last_image=VIDEO, keyframes={2: "b.png"})
+    sent = fake.service().uploads.send(request, [].append)
+    assert sent.fields == {"image": "a.png", "keyframes": {"2": "b.png"}}
+
+
 def test_recipes_have_the_own_names_of_files_again():
     digest = sha256(b"x").hexdigest()
-    sent = Sent(Request(), {"image": "a.png", "keyframe 2": "b.png"}, {digest: "depth.mp4"})
+    sent = Sent(Request(), {"image": "a.png", "keyframes": {"2": "b.png"}}, {digest: "depth.mp4"})
     request = {"image": "asset-1.png", "keyframes": {"2": "asset-2.png"}, "extra": {"control": ["asset-3", "other"]}}
     recipe = {"stages": [{"request": {"prompt": "x"}}, {"request": request}], "extra_inputs": {"asset-3": digest}}
     renamed = sent.renamed(recipe)
