@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,7 @@ def serve(
     left unfinished. Raises BadRequest for an address or a store that cannot be used, before listening.
     """
     check_address(settings)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
     return asyncio.run(_serve(settings, on_ready, on_note))
 
 

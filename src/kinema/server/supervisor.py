@@ -150,6 +150,8 @@ class Supervisor:
     async def stop(self) -> Sequence[str]:
         """See `Engine.stop`."""
         self._stopping = True
+        if not hasattr(self, "models_here"):
+            return []  # it has not started
         running = [*self._live]
         await asyncio.gather(*(worker.stop() for worker in self.workers))
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -170,7 +172,8 @@ class Supervisor:
         order = replace(order, model=self.settings.aliases.get(order.model, order.model))
         limits = self.settings.limits
         most = {"frames": limits.frames, "pixels": limits.pixels, "steps": limits.steps}
-        message = {"do": "plan", **self.names.resolve(order).message(), "limits": most}
+        memory = self.settings.memory or next((each.about.get("memory_limit") for each in self.workers), None)
+        message = {"do": "plan", **self.names.resolve(order).message(), "limits": most, "memory": memory}
         answer = await self.planning.ask(message, limits.plan_seconds)
         seconds, measured = estimates.estimate(self.store, order.model, answer["forecast"])
         return Settled(**answer, seconds=seconds, measured=measured), order

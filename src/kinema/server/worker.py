@@ -114,8 +114,7 @@ class Worker:
     def run_next(self) -> bool:
         """Run the next job and report its end; whether the worker can run another."""
         message = self._jobs.get()
-        job, began = message["job"], time.monotonic()
-        names, keep = message["names"], True
+        job, names, keep = message["job"], message["names"], True
         try:
             done = Run(self, message, self._tokens[job]).outcome()
         except BadRequest as error:
@@ -127,8 +126,9 @@ class Worker:
             done, keep = self._after(error, names)
         with self._lock:
             del self._tokens[job]
-        self.models.settle() if keep else None
-        done |= {"kind": "done", "job": job, "run_seconds": time.monotonic() - began}
+        if keep:
+            self.models.settle()
+        done |= {"kind": "done", "job": job}
         self.channel.send("models", {"kind": "models", "loaded": self.models.loaded() if keep else []})
         self.channel.send("done", done)
         return keep
@@ -165,17 +165,16 @@ class Run:
 
     def outcome(self) -> Message:
         """Run the job and return how it ended. Raises whatever the run raises, other than `Cancelled`."""
-        request, model = Request.from_table(self.message["request"]), None
+        request = Request.from_table(self.message["request"])
         try:
-            model = self._model(request)
-            clip = self._generate(model, request)
+            clip = self._generate(self._model(request), request)
         except Cancelled as cancelled:
             return self._cancelled(cancelled)
         finally:
             self._idle()
         self.heard(Phase("write"))
-        seconds = time.monotonic() - self.began
-        return {"outcome": "completed", "result": self._save(clip), "seconds": seconds}
+        result = self._save(clip)
+        return {"outcome": "completed", "result": result, "seconds": time.monotonic() - self.began}
 
     def _model(self, request: Request) -> Model:
         """Return the job's model; others that are loaded leave, if this job would be offloaded because of them."""

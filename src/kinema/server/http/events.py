@@ -17,6 +17,8 @@ from kinema.server.http.service import Here, Service, VideoId, known_query
 from kinema.server.http.videos import video_object
 from kinema.server.jobs import Progress, ServiceError
 
+OF_EVENT = ("status", "progress", "error", "result")
+"""Keys that an event of a new status has itself."""
 PING = 10
 """Seconds between comments that keep the connection open."""
 _STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
@@ -88,13 +90,12 @@ async def _next(source: AsyncIterator[Progress], stopping: asyncio.Future[Any]) 
 
 
 def _data(service: Service, video_id: str, progress: Progress) -> Any:
-    """The data of an event. A status is the whole video; the event's own values win, as the job may have changed."""
-    if progress.kind == "preview":
-        return progress.data  # an image as text, which no limit on messages may cut
+    """The data of an event. A status is the whole video, in the state of the event: the job may have changed since."""
     own = service.plain(progress.data)
     if progress.kind != "status":
         return own
     try:
-        return {**video_object(service, service.engine.get(video_id)), **own}
+        whole = video_object(service, service.engine.get(video_id))
     except ServiceError:  # removed meanwhile
         return {"id": video_id, "object": "video", **own}
+    return {**whole, **{name: own[name] for name in OF_EVENT if name in own}}

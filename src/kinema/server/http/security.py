@@ -35,6 +35,7 @@ BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 MAX_TARGET = 4096
 """Maximum bytes of a request's path and query."""
 MAX_HEADERS = 64
+MAX_HEADER_BYTES = 2**15
 MIN_RATE = 1024
 """Minimum bytes a second of a body that takes longer than the permitted silence."""
 STALLED = 60.0
@@ -113,6 +114,10 @@ class Checks:
             raise ServiceError(414, "too_large", f"the address is longer than {MAX_TARGET:,} bytes")
         if len(scope["headers"]) > MAX_HEADERS:
             raise ServiceError(431, "too_large", f"the request has more than {MAX_HEADERS} headers")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise ServiceError(431, "too_large", f"the headers are longer than {MAX_HEADER_BYTES:,} bytes")
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ServiceError(400, "invalid_http", "the request is not HTTP/1.1")
 
     def _host(self, headers: Headers) -> str:
         """The Host header, with its port."""
@@ -151,6 +156,8 @@ class Checks:
 
     def _body(self, scope: Scope, headers: Headers) -> None:
         length = headers.get("content-length")
+        if length is not None and "transfer-encoding" in headers:  # proxies disagree about which counts
+            raise ServiceError(400, "invalid_http", "the body has both a length and a transfer coding")
         empty = length in (None, "0") and "transfer-encoding" not in headers
         if scope["method"] != "POST":
             if not empty and scope["method"] in BODILESS:

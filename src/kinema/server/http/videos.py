@@ -248,7 +248,7 @@ def _deleted(job: Job, deleted: bool) -> dict[str, Any]:
 
 async def _no_body(request: Request) -> None:
     """Refuse a body with values where the route has none."""
-    if content_type(request.headers) == "multipart/form-data" or await read_json(request):
+    if content_type(request.headers) == "multipart/form-data" or await read_json(request, empty=True):
         raise FieldError("this address takes no values in its body", code="unexpected_body")
 
 
