@@ -91,6 +91,8 @@ async def _next(source: AsyncIterator[Progress], stopping: asyncio.Future[Any]) 
 
 def _data(service: Service, video_id: str, progress: Progress) -> Any:
     """The data of an event. A status is the whole video, in the state of the event: the job may have changed since."""
+    if progress.kind == "preview":
+        return progress.data  # an image as text, which the limit on messages must not cut
     own = service.plain(progress.data)
     if progress.kind != "status":
         return own
