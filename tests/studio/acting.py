@@ -29,7 +29,9 @@ def verb(page, name: str) -> None:
 
 def start(page) -> str:
     """Press the button and return the identifier of the video."""
-    with page.expect_response(lambda answer: answer.url.endswith("/v1/videos") and answer.request.method == "POST") as sent:
+    with page.expect_response(
+        lambda answer: answer.url.endswith("/v1/videos") and answer.request.method == "POST"
+    ) as sent:
         page.locator("button.primary").click()
     answer = sent.value
     assert answer.status == 200, answer.text()

@@ -211,7 +211,9 @@ def test_a_clip_is_trimmed_by_keyboard_and_the_part_is_used(server, opened, ball
     assert page.locator(".trim-words").inner_text().startswith("Frames 4 to 14: 11 of 16")
     describe(page, "a red ball rolls right", model="zoetrope/tiny", strength=0.1)
     page.locator(".more > summary").click()
-    with page.expect_request(lambda each: each.url.endswith("/v1/videos/plan") and '"36f"' not in each.post_data) as sent:
+    with page.expect_request(
+        lambda each: each.url.endswith("/v1/videos/plan") and '"36f"' not in each.post_data
+    ) as sent:
         page.locator("[data-field=steps] input").fill("4")
     sent_request = json.loads(sent.value.post_data)["request"]
     assert (sent_request["start"], sent_request["end"]) == ("4f", "15f")
@@ -262,7 +264,7 @@ def test_every_option_of_a_verb_is_in_the_form_and_the_filter_finds_it(opened, b
     assert {each.get_attribute("data-field") for each in page.locator(".field").all()} == names
     page.get_by_label("Filter options").fill("freeinit pass")
     shown = [each.get_attribute("data-field") for each in page.locator(".more .field:visible").all()]
-    assert shown == ["free_init", "free_init_filter"]
+    assert shown == ["free_init", "free_init_filter", "free_init_fast"]
 
 
 def test_settings_of_a_clip_are_used_again(opened, ball):

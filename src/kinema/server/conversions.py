@@ -48,4 +48,4 @@ class Conversions:
                 child.kill()
                 await child.process.wait()
         if "error" in reply:
-            raise ServiceError(400, "invalid_value", reply["error"])
+            raise ServiceError(500, "internal_error", reply["error"])

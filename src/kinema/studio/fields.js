@@ -1,7 +1,7 @@
 // One control for each type of field. A control is {element, input, write(value)}; it calls change(value) when the user acts.
 
 import { namedSizes, defaultsOf, isHere, isLora, isModel } from "./catalogue.js";
-import { fill, h, iconButton } from "./dom.js";
+import { fill, h, icon, iconButton, newId } from "./dom.js";
 import { fileControl, framesControl } from "./files.js";
 import { regionControl } from "./region.js";
 import { rowsControl } from "./rows.js";
@@ -147,16 +147,22 @@ const textsByFrame = (field, context) =>
   rowsControl(field, context, () => ({ frames: "", text: "" }), (row, changed) => [cell(row, "frames", "Frames", changed, { class: "narrow", placeholder: "8-15" }), cell(row, "text", "Prompt", changed)], "Add a prompt");
 
 const pairsByName = (field, context) =>
-  rowsControl(field, context, () => ({ key: "", value: "" }), (row, changed) => [cell(row, "key", "Name", changed, { list: namesOf(field, context) }), cell(row, "value", "Value", changed, { class: "narrow" })], "Add an option");
+  rowsControl(field, context, () => ({ key: "", value: "" }), (row, changed) => [cell(row, "key", "Name", changed), cell(row, "value", "Value", changed, { class: "narrow" })], "Add an option");
 
-/** The names of a model's own options, as suggestions. */
-function namesOf(field, { model }) {
-  if (field.name !== "extra") return undefined;
-  let list = document.getElementById("extra-names");
-  if (!list) document.body.append((list = h("datalist", { id: "extra-names" })));
-  const extra = defaultsOf(model()).extra ?? [];
-  fill(list, (Array.isArray(extra) ? extra : Object.keys(extra)).map((name) => h("option", { value: name.replaceAll("_", "-") })));
-  return "extra-names";
+/** Options of the model's family: rows of names and values, and the list of what this model has. */
+function extraControl(field, context) {
+  const names = h("datalist", { id: newId("names") });
+  const made = rowsControl(field, context, () => ({ key: "", value: "" }), (row, changed) => [cell(row, "key", "Name", changed, { list: names.id }), cell(row, "value", "Value", changed, { class: "narrow" })], "Add an option");
+  const list = h("dl", { class: "facts" });
+  const known = h("details", {}, h("summary", { class: "muted" }, icon("chevron"), h("span", {}, "Options of this model")), list);
+  function refresh() {
+    const extra = Object.entries(defaultsOf(context.model()).extra ?? {}).map(([name, help]) => [name.replaceAll("_", "-"), help]);
+    fill(names, extra.map(([name]) => h("option", { value: name })));
+    fill(list, extra.map(([name, help]) => [h("dt", {}, name), h("dd", {}, help)]));
+    known.hidden = !extra.length;
+  }
+  refresh();
+  return { ...made, element: h("div", { class: "stack" }, made.element, known, names), refresh };
 }
 
 function lorasControl(field, context) {
@@ -186,6 +192,6 @@ const CONTROLS = {
   files_by_frame: framesControl,
   texts_by_frame: textsByFrame,
   numbers: pairsByName,
-  mapping: pairsByName,
+  mapping: extraControl,
   loras: lorasControl,
 };

@@ -35,7 +35,7 @@ export function form(definitions, verb, context) {
   function put(field, value, show = false) {
     if (isDefault(field, value)) delete context.values()[field.name];
     else context.values()[field.name] = value;
-    entries.get(field.name).fail("");
+    entries.get(field.name)?.fail("");
     if (show) entries.get(field.name)?.write(value);
     if (field.name === "model") refresh();
     if (field.name === "video" || field.name === "image") entries.get("region")?.refresh();

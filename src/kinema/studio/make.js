@@ -124,6 +124,7 @@ function makeView(defined, rows) {
   }
   async function generate() {
     submit.disabled = true;
+    submit.lastChild.textContent = "Sending…";
     problem.hidden = true;
     fields.clearErrors();
     try {
@@ -140,6 +141,7 @@ function makeView(defined, rows) {
       element_form.querySelector("[aria-invalid]")?.focus();
     } finally {
       submit.disabled = false;
+      submit.lastChild.textContent = sentence(verb);
     }
   }
 

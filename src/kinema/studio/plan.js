@@ -38,6 +38,7 @@ export function planPanel({ refused, accepted }) {
     stop = new AbortController();
     const { signal } = stop;
     element.classList.add("stale");
+    if (!facts.querySelector(".fact")) fill(facts, h("span", { class: "muted" }, "Planning…"));
     timer = setTimeout(async () => {
       try {
         show(await call("POST", "/v1/videos/plan", order, signal));
