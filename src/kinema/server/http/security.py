@@ -126,7 +126,7 @@ class Checks:
         if found is None:
             raise FieldError("the request needs one Host header", "Host", code="wrong_host")
         if found["name"].strip("[]").lower() not in self._hosts:
-            message = f"the service does not answer to the host {quoted(given[0])}; allow it with --allowed-host"
+            message = f"the service does not answer to the host {quoted(given[0])}; allow it with --allow-host"
             raise FieldError(message, "Host", status=403, code="wrong_host")
         return given[0].lower()
 
@@ -215,7 +215,7 @@ class Guard:
             self._checks(scope)
             await self._app(scope, Body(scope, receive, self._limits), answering)
         except Stalled:
-            pass  # uvicorn closes the connection of an answer without an end
+            raise
         except Exception as error:
             failure = refused(error)
             if not answering.status:
@@ -227,7 +227,7 @@ class Guard:
 
 
 class Stalled(Exception):
-    """The client does not read its answer."""
+    """The client does not read its answer; `kinema.server.http.protocol` drops the connection."""
 
 
 class Answering:
