@@ -52,7 +52,7 @@ class Public:
         self._other = re.compile(rf"(?:{longest})")
 
     def __call__(self, message: str) -> str:
-        return cut(self._other.sub("…", self._store.sub(r"\1", message)), MAX_MESSAGE)
+        return self._other.sub("…", self._store.sub(r"\1", message))
 
 
 def payload(status: int, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def answer(error: ServiceError, public: Public, headers: Mapping[str, str] | Non
         more.setdefault("WWW-Authenticate", "Bearer")
     if error.status == 408:
         more["Connection"] = "close"  # or the client could keep sending slowly
-    body = payload(error.status, error.code, public(error.message), getattr(error, "param", None))
+    body = payload(error.status, error.code, cut(public(error.message), MAX_MESSAGE), getattr(error, "param", None))
     return JSONResponse(body, error.status, more)
 
 

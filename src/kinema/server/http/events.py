@@ -91,6 +91,8 @@ async def _next(source: AsyncIterator[Progress], stopping: asyncio.Future[Any]) 
 
 def _data(service: Service, video_id: str, progress: Progress) -> Any:
     """The data of an event. A status is the whole video, in the state of the event: the job may have changed since."""
+    if progress.kind == "preview":  # an image: no text that could name a path
+        return dict(progress.data)
     own = service.plain(progress.data)
     if progress.kind != "status":
         return own
