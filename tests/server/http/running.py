@@ -87,12 +87,12 @@ def inspectable(app, engine) -> None:
     """Add what tests ask of the process: open streams, and an answer of 64 MiB."""
     from starlette.responses import JSONResponse, StreamingResponse
 
-    @app.get("/streams")
+    @app.get("/streams", include_in_schema=False)
     async def streams():
         readers = sum(map(len, engine.readers.values()))
         return JSONResponse({"streams": app.state.service.streams, "readers": readers})
 
-    @app.get("/large")
+    @app.get("/large", include_in_schema=False)
     async def large():
         async def parts():
             for _ in range(1024):

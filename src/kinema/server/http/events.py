@@ -21,7 +21,8 @@ OF_EVENT = ("status", "progress", "error", "result")
 """Keys that an event of a new status has itself."""
 PING = 10
 """Seconds between comments that keep the connection open."""
-_STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
+_STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": _EVENT}}}}
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[Depends(known_query)])
 

@@ -31,7 +31,6 @@ OPEN = PAGES | {"/openapi.json", "/healthz"}
 STATIC = "/studio/"
 """Paths that need no token, and where such paths start: static, and the same for everyone."""
 BODIES = ("application/json", "multipart/form-data")
-BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 MAX_TARGET = 4096
 """Maximum bytes of a request's path and query."""
 MAX_HEADERS = 64
@@ -155,14 +154,11 @@ class Checks:
             raise FieldError(message, "Authorization", status=401, code="invalid_api_key")
 
     def _body(self, scope: Scope, headers: Headers) -> None:
-        length = headers.get("content-length")
+        length, empty = headers.get("content-length"), not has_body(headers)
         if length is not None and "transfer-encoding" in headers:  # proxies disagree about which counts
             raise ServiceError(400, "invalid_http", "the body has both a length and a transfer coding")
-        empty = length in (None, "0") and "transfer-encoding" not in headers
         if scope["method"] != "POST":
-            if not empty and scope["method"] in BODILESS:
-                raise ServiceError(400, "unexpected_body", f"{scope['method']} has no body; give it in the address")
-            return
+            return  # see `has_body`
         kind = content_type(headers)
         if kind not in BODIES and not (empty and not kind):
             message = f"the content type is {quoted(kind)}; expected application/json or multipart/form-data"
@@ -177,6 +173,10 @@ class Checks:
 
 def content_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def most_bytes(kind: str, limits: Limits) -> int:
