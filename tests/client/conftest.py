@@ -85,10 +85,13 @@ class Fake:
             return httpx2.Response(200, content=stream())
         if path == f"/v1/videos/{VIDEO}/content":
             return httpx2.Response(200, content=self.content[request.url.params["variant"]])
-        if path == f"/v1/videos/{VIDEO}" and request.method == "DELETE":
+        if path == f"/v1/videos/{VIDEO}/cancel":
+            self.deleted.set()
+            self.job = {**self.job, "status": "cancelled", "result": None}
+        elif path == f"/v1/videos/{VIDEO}" and request.method == "DELETE":
             self.deleted.set()
             return httpx2.Response(200, json={"id": VIDEO, "deleted": True, "status": "cancelled"})
-        if path == f"/v1/videos/{VIDEO}":
+        if path in (f"/v1/videos/{VIDEO}", f"/v1/videos/{VIDEO}/cancel"):
             return httpx2.Response(200, json=self.job)
         return httpx2.Response(404, json={"error": {"message": f"there is no {path}", "code": "not_found"}})
 

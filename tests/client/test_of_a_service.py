@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 import torch
+from PIL import Image
 
 import kinema
 from kinema.cancel import Cancel
@@ -21,6 +25,7 @@ from kinema.cli.main import main
 from kinema.events import Phase, Preview, Step
 from kinema.media.colour import to_uint8
 from kinema.media.metadata import read_recipe
+from kinema.media.read import read_video
 from kinema.schema import BadRequest, Cancelled, Clip
 
 TOKEN = "a-token-of-the-tests-0123"
@@ -169,6 +174,41 @@ def test_the_service_lists_models_and_jobs(server):
     service.generate("a ball", steps=1)
     assert MODEL in {row["id"] for row in service.models()}
     assert service.jobs(1)[0]["status"] == "completed"
+
+
+def test_the_example_runs(server, tmp_path):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "service.py"))
+    assert [read_video(path).shape.frames for path in example["main"](server.url, str(tmp_path / "clips"))] == [8, 16]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_openai_sdk_creates_downloads_changes_and_deletes_videos(server):
+    quick = {"num_inference_steps": 2}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0) as client:
+        videos = client.videos
+        source = videos.create_and_poll(prompt="a red ball", seconds="1", extra_body=quick)
+        assert (source.status, source.seconds, source.progress) == ("completed", "1", 100)
+        files = {name: videos.download_content(source.id, variant=name).read() for name in ("thumbnail", "spritesheet")}
+        assert {name: Image.open(io.BytesIO(data)).format for name, data in files.items()} == {
+            "thumbnail": "WEBP", "spritesheet": "JPEG",
+        }  # fmt: skip
+        mp4 = videos.download_content(source.id).read()
+        assert mp4[4:8] == b"ftyp"
+        changed = [
+            videos.remix(source.id, prompt="a blue ball"),
+            videos.edit(prompt="at night", video=("clip.mp4", mp4), extra_body=quick),
+            videos.extend(
+                prompt="it stops", seconds="1", video=openai.omit, extra_body={"video": {"id": source.id}, **quick}
+            ),
+            videos.create(prompt="it rolls", input_reference=("clip.mp4", mp4), extra_body=quick),
+        ]
+        ended = [videos.poll(video.id) for video in changed]
+        assert [(video.status, video.error) for video in ended] == [("completed", None)] * 4
+        assert [float(video.seconds) for video in ended] == [1, 1, 2, 1]
+        assert [video.id for video in videos.list(limit=2)][:5] == [video.id for video in (*changed[::-1], source)]
+        assert videos.delete(source.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            videos.retrieve(source.id)
 
 
 # --------------------------------------------------------------------------------- the command line

@@ -190,8 +190,7 @@ def test_a_cancelled_run_removes_its_job(fake):
     with pytest.raises(Cancelled) as caught:
         fake.service().generate("a ball", cancel=token, on_event=hear)
     assert caught.value.clip is None
-    assert ("DELETE", f"/v1/videos/{VIDEO}") in fake.seen
-    assert ("GET", f"/v1/videos/{VIDEO}") not in fake.seen
+    assert fake.seen[-2:] == [("POST", f"/v1/videos/{VIDEO}/cancel"), ("DELETE", f"/v1/videos/{VIDEO}")]
 
 
 def kept(fake, status, count):
@@ -200,9 +199,9 @@ def kept(fake, status, count):
         fake.job["result"]["frames"] = count
         fake.content["frames"] = npz(frames=frames(count=count))
         fake.deleted.set()
-        return httpx2.Response(200, json={"id": VIDEO, "deleted": False, "status": status})
+        return httpx2.Response(200, json=fake.job)
 
-    fake.answers["DELETE", f"/v1/videos/{VIDEO}"] = answer
+    fake.answers["POST", f"/v1/videos/{VIDEO}/cancel"] = answer
 
 
 def test_a_partial_clip_comes_with_the_exception(fake):
@@ -211,7 +210,8 @@ def test_a_partial_clip_comes_with_the_exception(fake):
     with pytest.raises(Cancelled, match="after step 1 of 2") as caught:
         fake.service().generate("a ball", cancel=token, on_event=hear)
     assert caught.value.clip.shape.frames == 2
-    assert ("DELETE", f"/v1/videos/{VIDEO}?keep_partial=true") in fake.seen
+    assert ("POST", f"/v1/videos/{VIDEO}/cancel?keep_partial=true") in fake.seen
+    assert ("DELETE", f"/v1/videos/{VIDEO}") not in fake.seen
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -219,6 +219,7 @@ def test_a_clip_that_is_finished_first_beats_the_cancel(fake, keep):
     token, hear = cancelling(fake, keep=keep)
     kept(fake, "completed", 3)
     assert fake.service().generate("a ball", cancel=token, on_event=hear).shape.frames == 3
+    assert ("DELETE", f"/v1/videos/{VIDEO}") not in fake.seen
 
 
 def test_a_token_that_is_set_before_sends_nothing(fake):

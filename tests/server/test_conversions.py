@@ -20,7 +20,7 @@ from kinema.server.jobs import ServiceError
 RECIPE = {"recipe": 2, "stages": [{"stage": "base", "model": "zoetrope"}]}
 
 
-@pytest.fixture()
+@pytest.fixture
 def job(tmp_path):
     """The folder of a finished job: 5 frames of 16×24, each of one grey."""
     folder = tmp_path / "video_0123456789abcdefghij"

@@ -40,6 +40,9 @@ class Sent:
         self.messages.append(json.loads(json.dumps(message)))
         self.on_send(message)
 
+    def flush(self, _seconds):
+        assert self.messages[-1]["kind"] == "begun"
+
     def of(self, kind):
         return [each["data"] for each in self.messages if each["kind"] == kind]
 

@@ -84,7 +84,7 @@ class Faults(list):
         page.on("console", lambda message: self.append(message.text) if message.type == "error" else None)
 
 
-@pytest.fixture()
+@pytest.fixture
 def opened(chromium, server):
     """Open the studio in a new profile: ``opened(path, **options of the context)``. No page may report an error."""
     contexts, faults = [], Faults()

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from acting import ask, clear, describe, faults_of, finished, order  # noqa: E402
+
 from conftest import serving  # noqa: E402
 
 HOSTILE = (
@@ -21,7 +22,7 @@ VIEWS = ("make", "queue", "models")
 STUDIO = Path(__file__).parents[2] / "src" / "kinema" / "studio"
 
 
-@pytest.fixture()
+@pytest.fixture
 def waiting(server):
     """A paused queue with three waiting jobs: their identifiers."""
     clear(server)

@@ -407,6 +407,8 @@ class Supervisor:
                     if not (message["device"] == "cuda" and device == "cuda:0"):
                         self._add_worker(device)
             self._dispatch()
+        elif kind == "begun" and job in self._live:
+            self._live[job].begun = True
         elif kind == "models":
             worker.loaded = message["loaded"]
         elif kind == "done" and job in self._live:
@@ -444,7 +446,11 @@ class Supervisor:
 
     async def _fail(self, worker: Worker, video_id: str, how: str) -> None:
         job = self.store.get(video_id)
-        if self._stopping:
+        status: Status
+        changes: dict[str, Any]
+        if not self._live[video_id].begun and job.status == "in_progress":  # nothing has run
+            status, changes = "queued", {"position": job.position, "attempts": job.attempts - 1, "started_at": None}
+        elif self._stopping:
             status, changes = self._left_by(job, "interrupted", "interrupted", STOPPED)
         else:
             why = f"the worker {how} while this job ran"

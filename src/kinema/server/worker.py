@@ -37,6 +37,8 @@ from kinema.server.channel import Channel, Message, be_child, sentence
 from kinema.server.model_cache import ModelCache, release
 from kinema.system.precision import dtype_of
 
+ACKNOWLEDGED = 1.0
+"""Seconds to wait until the server can read that a job begins: one that has not begun is queued again."""
 OUT_OF_MEMORY = "out_of_memory"
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 """What PyTorch's messages say where it raises a plain RuntimeError."""
@@ -115,6 +117,8 @@ class Worker:
         """Run the next job and report its end; whether the worker can run another."""
         message = self._jobs.get()
         job, names, keep = message["job"], message["names"], True
+        self.channel.send("begun", {"kind": "begun", "job": job})
+        self.channel.flush(ACKNOWLEDGED)
         try:
             done = Run(self, message, self._tokens[job]).outcome()
         except BadRequest as error:

@@ -99,7 +99,7 @@ class FakeEngine:
                 self.change(video_id, status="cancelled", completed_at=time.time(), result=partial)
                 return
             self.send(video_id, Progress(kind="step", data={"index": step, "total": self.steps, "stage": "base"}))
-            self.send(video_id, Progress(kind="preview", data={"index": step, "data": "AAAA"}))
+            self.send(video_id, Progress(kind="preview", data={"index": step, "data": "A" * 5000}))
         self.write(video_id)
         result = {
             "frames": self.jobs[video_id].settled.frames,

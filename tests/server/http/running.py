@@ -20,6 +20,7 @@ class Running:
     """``port`` of the service, and after its end ``opened``: what it should not have opened."""
 
     port: int
+    folder: Path
     process: subprocess.Popen
     opened: list[str] = field(default_factory=list)
     log: str = ""
@@ -36,7 +37,7 @@ def running(folder: Path, **settings):
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(process.stderr.read())
-        service = Running(json.loads(line)["port"], process)
+        service = Running(json.loads(line)["port"], folder, process)
         try:
             yield service
         finally:
@@ -53,11 +54,14 @@ def main(folder: Path, given: dict) -> None:
     from fake import FakeEngine
 
     from kinema.server import app as server
+    from kinema.server.http import protocol, security
     from kinema.server.settings import Limits, Settings
 
     limits = Limits(**given.pop("limits", {}))
     pace = {name: given.pop(name) for name in ("seconds", "steps") if name in given}
     opened: list[str] = []
+    protocol.HEAD_SECONDS = given.pop("head_seconds", protocol.HEAD_SECONDS)
+    security.STALLED = given.pop("stalled", security.STALLED)
 
     async def serve() -> None:
         settings = Settings(folder=folder, port=0, limits=limits, **given)
@@ -70,11 +74,31 @@ def main(folder: Path, given: dict) -> None:
                 sys.stdout.write(json.dumps({"port": listening.getsockname()[1]}) + "\n")
                 sys.stdout.flush()
 
-            await server.listen(server.create_app(engine, settings), listening, ready)
+            app = server.create_app(engine, settings)
+            inspectable(app, engine)
+            await server.listen(app, listening, ready)
             await engine.stop()
 
     asyncio.run(serve())
     sys.stdout.write(json.dumps({"opened": opened}) + "\n")
+
+
+def inspectable(app, engine) -> None:
+    """Add what tests ask of the process: open streams, and an answer of 64 MiB."""
+    from starlette.responses import JSONResponse, StreamingResponse
+
+    @app.get("/streams", include_in_schema=False)
+    async def streams():
+        readers = sum(map(len, engine.readers.values()))
+        return JSONResponse({"streams": app.state.service.streams, "readers": readers})
+
+    @app.get("/large", include_in_schema=False)
+    async def large():
+        async def parts():
+            for _ in range(1024):
+                yield bytes(2**16)
+
+        return StreamingResponse(parts())
 
 
 def watch(folder: Path, opened: list[str]):

@@ -336,6 +336,7 @@ async def test_events_end_with_the_final_status_and_are_numbered(tmp_path):
         assert [kind for kind, _ in found] == ["status", "status", *["step", "preview"] * 3, "status"]
         assert [data["status"] for kind, data in found if kind == "status"] == ["queued", "in_progress", "completed"]
         assert found[-1][1]["id"] == video_id
+        assert found[3][1] == {"index": 1, "data": "A" * 5000}
         assert [line for line in answer.text.split("\n") if line.startswith("id: ")] == [
             f"id: {number}" for number in range(1, len(found) + 1)
         ]

@@ -21,7 +21,8 @@ OF_EVENT = ("status", "progress", "error", "result")
 """Keys that an event of a new status has itself."""
 PING = 10
 """Seconds between comments that keep the connection open."""
-_STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
+_STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": _EVENT}}}}
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[Depends(known_query)])
 
@@ -91,8 +92,8 @@ async def _next(source: AsyncIterator[Progress], stopping: asyncio.Future[Any]) 
 
 def _data(service: Service, video_id: str, progress: Progress) -> Any:
     """The data of an event. A status is the whole video, in the state of the event: the job may have changed since."""
-    if progress.kind == "preview":
-        return progress.data  # an image as text, which the limit on messages must not cut
+    if progress.kind == "preview":  # an image: no text that could name a path
+        return dict(progress.data)
     own = service.plain(progress.data)
     if progress.kind != "status":
         return own

@@ -16,6 +16,7 @@ from kinema.server.engine import Engine
 from kinema.server.http.bodies import Bodies
 from kinema.server.http.errors import FieldError, Public
 from kinema.server.http.metrics import Metrics
+from kinema.server.http.security import has_body
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, ServiceError
 from kinema.server.settings import Settings
 from kinema.values import quoted
@@ -55,7 +56,9 @@ def service_of(request: Request) -> Service:
 
 
 def known_query(request: Request) -> None:
-    """Refuse query parameters that the route does not have, and repeated ones."""
+    """Refuse query parameters that the route does not have, repeated ones, and bodies where none is read."""
+    if request.method != "POST" and has_body(request.headers):
+        raise ServiceError(400, "unexpected_body", f"{request.method} has no body; give it in the address")
     known = {each.alias for each in request.scope["route"].dependant.query_params}
     given = [name for name, _ in request.query_params.multi_items()]
     for name in given:
