@@ -12,6 +12,23 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from acting import clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
 
+WATCH = """() => {
+    window.seen = {progress: [], phases: [], pixels: new Set()};
+    new MutationObserver(() => {
+        const bar = document.querySelector('.screen progress');
+        if (bar) window.seen.progress.push(bar.value);
+        const now = document.querySelector('.stages [aria-current]');
+        if (now) window.seen.phases.push(now.textContent);
+    }).observe(document.querySelector('.screen'), {subtree: true, childList: true, attributes: true});
+    setInterval(() => {
+        const canvas = document.querySelector('.screen canvas');
+        if (!canvas) return;
+        const all = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        window.seen.pixels.add(all.slice(0, 4000).join());
+    }, 50);
+}"""
+"""Records the progress, the phases and the different previews that are seen."""
+
 
 @pytest.fixture(scope="module")
 def ball(server, chromium):
@@ -23,21 +40,7 @@ def ball(server, chromium):
     describe(page, "a red ball rolls right", steps=8, seed=7)
     page.wait_for_selector(".plan-facts .fact")
     plan = page.locator(".plan-facts").inner_text()
-    page.evaluate(
-        """() => {
-            window.seen = {progress: [], phases: [], pixels: new Set()};
-            new MutationObserver(() => {
-                const bar = document.querySelector('.screen progress');
-                if (bar) window.seen.progress.push(bar.value);
-                const now = document.querySelector('.stages [aria-current]');
-                if (now) window.seen.phases.push(now.textContent);
-            }).observe(document.querySelector('.screen'), {subtree: true, childList: true, attributes: true, characterData: true});
-            setInterval(() => {
-                const canvas = document.querySelector('.screen canvas');
-                if (canvas) window.seen.pixels.add([...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.slice(0, 4000)].join());
-            }, 50);
-        }"""
-    )
+    page.evaluate(WATCH)
     video = start(page)
     finished(page)
     seen = page.evaluate("() => ({...window.seen, pixels: window.seen.pixels.size})")

@@ -1,4 +1,4 @@
-"""Queue, Models, and what holds on every view: policy, accessibility, hostile content, themes, narrow screens, weight."""
+"""Queue, Models, and what holds on every view: policy, accessibility, hostile text, themes, phones, weight."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from acting import ask, clear, describe, faults_of, finished, order  # noqa: E402
-
-from conftest import serving  # noqa: E402
+from studio_service import serving  # noqa: E402
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"><b>bold</b> \"'}</script><script>document.title='owned'</script>"
