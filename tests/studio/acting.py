@@ -52,10 +52,10 @@ def ask(server, path: str, method: str = "GET", body: object = None):
         return json.load(answer)
 
 
-def order(server, prompt: str, **request: object) -> str:
+def order(server, prompt: str, model: str = "zoetrope/tiny", **request: object) -> str:
     """Queue a small clip without the page."""
     given = {"task": "generate", "prompt": prompt, "steps": 2, **request}
-    return ask(server, "/v1/videos", "POST", {"model": "zoetrope/tiny", "request": given})["id"]
+    return ask(server, "/v1/videos", "POST", {"model": model, "request": given})["id"]
 
 
 def clear(server) -> None:

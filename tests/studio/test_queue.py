@@ -187,8 +187,8 @@ def test_no_view_has_a_serious_fault_of_accessibility(opened, waiting, view):
         page.wait_for_selector(f".view[data-view={view}] :is(.make, .page)")
         if view == "make":
             page.locator(".more > summary").click()
-            for group in page.locator(".more .group:not([open]) > summary").all():
-                group.click()
+            page.wait_for_selector(".more .group")
+            page.evaluate("() => document.querySelectorAll('.more .group').forEach((each) => (each.open = true))")
         page.wait_for_timeout(300)
         assert faults_of(page) == []
 
@@ -263,7 +263,7 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(opened, waiting, vi
     assert link["height"] >= 44
 
 
-def test_the_page_weighs_little_and_its_first_paint_waits_for_the_style_sheet_alone(opened):
+def test_the_page_weighs_little_and_its_first_paint_waits_for_style_sheets_alone(opened):
     page = opened()
     page.wait_for_selector(".make-form")
     weight = page.evaluate(
@@ -277,7 +277,8 @@ def test_the_page_weighs_little_and_its_first_paint_waits_for_the_style_sheet_al
         "() => performance.getEntriesByType('resource').filter((each) => each.renderBlockingStatus === 'blocking')"
         ".map((each) => each.name.split('/').pop())"
     )
-    assert blocking == ["style.css"]
+    assert blocking
+    assert all(name.endswith(".css") for name in blocking)
 
 
 def test_a_service_with_a_token_asks_for_it_and_works_with_it(opened, tmp_path):

@@ -8,7 +8,11 @@ let rows = null;
 /** {fields: by name, verbs: by name, order: names of verbs}. */
 export async function definitions() {
   options ??= call("GET", "/v1/options").then(
-    ({ fields, verbs }) => ({ fields, verbs: new Map(verbs.map((each) => [each.name, each])), order: verbs.map((each) => each.name) }),
+    ({ fields, verbs }) => ({
+      fields,
+      verbs: new Map(verbs.map((each) => [each.name, each])),
+      order: verbs.map((each) => each.name),
+    }),
     (error) => {
       options = null;
       throw error;
