@@ -27,6 +27,8 @@ LOCAL = (
     *("record_paths", "lora_folder", "embeddings", "measure"),
 )
 """Options that belong to the machine that runs the model: with a service, to the one that started it."""
+MEASURED = ("seconds", "seconds_a_step", "network_calls", "peak_bytes")
+"""Fields of a forecast that a service leaves out, since it never runs a clip to measure them."""
 
 
 def connect(given: Mapping[str, Any], options: Sequence[Option]) -> Service:
@@ -50,10 +52,11 @@ def plan(given: Mapping[str, Any], options: Sequence[Option], request: Request) 
     service = connect(given, options)
     answer = service.plan(request)
     table, notes, seconds = answer.get("forecast"), answer.get("notes") or [], answer.get("seconds")
-    fine = matches(table, Forecast) and matches(notes, list[str]) and matches(seconds, float | None)
-    if not isinstance(table, Mapping) or not fine:
+    table = {**dict.fromkeys(MEASURED), **table} if isinstance(table, Mapping) else {}
+    if not (matches(table, Forecast) and matches(notes, list[str]) and matches(seconds, float | None)):
         raise BadRequest(f"{service.http.url} sent an unknown kind of forecast; update kinema there or here")
     result = Forecast(**{field.name: table[field.name] for field in fields(Forecast)})
     measured = [f"time: {answer['measured']}"] if isinstance(answer.get("measured"), str) and answer["measured"] else []
-    reasons = tuple(dict.fromkeys([*notes, *result.reasons, *measured]))
+    own = [reason for reason in result.reasons if not (measured and reason.startswith("time: not measured"))]
+    reasons = tuple(dict.fromkeys([*notes, *own, *measured]))
     return replace(result, seconds=seconds, missing=tuple(result.missing), reasons=reasons)

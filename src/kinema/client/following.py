@@ -125,16 +125,16 @@ class Report:
             self.on_event(Note(sentence))
 
     def _status(self, data: Mapping[str, Any]) -> None:
-        for sentence in data.get("notes") or ():
-            if isinstance(sentence, str):
-                self.note(sentence)
+        notes = data.get("notes")
+        for sentence in notes if isinstance(notes, list) else ():
+            self.note(_text({"note": sentence}, "note"))
         ahead = data.get("queue_position")
         if data.get("status") == "queued" and isinstance(ahead, int) and ahead != self.ahead:
             self.ahead = ahead
             self._phase("queue", f"position {ahead}" if ahead else "")
 
     def _phase(self, name: str, detail: str) -> None:
-        if name:
+        if name and name != "write":  # the service's own files; the caller writes a clip when it has it
             self.on_event(Phase(name, detail))
 
     def _step(self, data: Mapping[str, Any]) -> None:

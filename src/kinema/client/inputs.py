@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ class Sent:
     """A request whose files are identifiers, and the own names of these files."""
 
     request: Request
-    roles: Mapping[str, str] = field(default_factory=dict)
-    """Names of the request's own files by role (`Request.files`)."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request that hold files, with the own names in them."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Names of the files in the family's options, by the SHA-256 of their content."""
 
@@ -41,10 +42,7 @@ class Sent:
         from kinema.provenance import substituted
 
         request = dict(stage["request"])
-        request |= {role: name for role, name in self.roles.items() if role in request}
-        if keyframes := request.get("keyframes"):
-            names = {frame: self.roles.get(f"keyframe {frame}", name) for frame, name in keyframes.items()}
-            request["keyframes"] = names
+        request |= {name: value for name, value in self.fields.items() if name in request}
         if "extra" in request:
             request["extra"] = substituted(request["extra"], own)
         return {**stage, "request": request}
@@ -82,7 +80,7 @@ class Uploads:
         unique = names(options)
         return Sent(
             sent,
-            {role: file_name(file) for role, file in roles.items()},
+            _changed(request.with_files({role: file_name(file) for role, file in roles.items()}), sent),
             {digests[file]: unique[file] for file in options},
         )
 
@@ -101,6 +99,12 @@ class Uploads:
         if not isinstance(identifier, str) or not IDENTIFIER.fullmatch(identifier):
             raise BadRequest(f"{self.http.url} did not say under which name it keeps {printable(path.name, 80)}")
         return identifier
+
+
+def _changed(named: Request, sent: Request) -> dict[str, Any]:
+    """The fields of the first request, as JSON, that differ from the second; the family's options aside."""
+    own, other = (json.loads(each.to_json()) for each in (named, sent))
+    return {name: value for name, value in own.items() if value != other.get(name) and name != "extra"}
 
 
 def _check(file: str) -> None:

@@ -11,6 +11,7 @@ import binascii
 import io
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def _read_npz(file: IO[bytes], figures: Figures, url: str) -> tuple[Tensor, byte
                 raise BadRequest(f"{url} sent a clip without frames")
             frames_NTHWC = _array(archive, "frames.npy", figures.shape, url)
             sound = _array(archive, "sound.npy", None, url).tobytes() if "sound.npy" in names else None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError) as error:
         if isinstance(error, BadRequest):
             raise
         raise BadRequest(f"the clip that {url} sent is damaged or cut short") from error

@@ -170,13 +170,12 @@ class _Work:
         """Cancel the job; the service answers when its worker has stopped. Raises Cancelled, or returns the clip if it
         was finished first.
         """
-        answer = self.http.json(
-            "DELETE", self.path, params={"keep_partial": "true"} if keep else {}, seconds=STOP_SECONDS
-        )
+        params = {"keep_partial": "true"} if keep else {}
+        job = self.http.json("POST", f"{self.path}/cancel", params=params, seconds=STOP_SECONDS)
+        if job.get("status") == "cancelled" and not keep:
+            self.leave()
         self.over = True
-        if answer.get("deleted") is True:
-            raise Cancelled(keep_partial=keep)
-        return self._ended(self.http.json("GET", self.path), report, keep=keep)
+        return self._ended(job, report, keep=keep)
 
     def _ended(self, job: Mapping[str, Any], report: Report, *, keep: bool = False) -> Clip:
         status, error = job.get("status"), job.get("error")
@@ -185,7 +184,7 @@ class _Work:
         if status == "completed":
             return self._clip(job, report)
         if status == "cancelled":
-            clip = self._clip(job, report) if isinstance(job.get("result"), Mapping) else None
+            clip = self._clip(job, report) if keep and isinstance(job.get("result"), Mapping) else None
             raise Cancelled(sentence or "cancelled", clip, keep_partial=keep)
         if status == "failed" and code in ("invalid", "invalid_request"):
             raise BadRequest(sentence or "the service refused the request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -45,10 +46,12 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app = FastAPI(title="Kinema", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     public, metrics = errors.Public(settings), Metrics(engine)
     app.state.service = Service(engine, settings, public, metrics, Bodies(engine, settings))
-    errors.install(app, public)
-    for module in (events, videos, assets, models, queue, options_route, pages):
-        app.include_router(module.router)
-    app.router.routes.extend(studio_files.routes())
+    routers = [module.router for module in (events, videos, assets, models, queue, options_route, pages)]
+    static = studio_files.routes()
+    errors.install(app, public, [*(route for router in routers for route in router.routes), *static])
+    for router in routers:
+        app.include_router(router)
+    app.router.routes.extend(static)
     openapi.install(app)
     app.add_middleware(Guard, settings=settings, public=public, count=metrics.answered)
     return app
@@ -63,6 +66,7 @@ def serve(
     left unfinished. Raises BadRequest for an address or a store that cannot be used, before listening.
     """
     check_address(settings)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
     return asyncio.run(_serve(settings, on_ready, on_note))
 
 

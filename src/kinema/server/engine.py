@@ -53,7 +53,7 @@ class Engine(Protocol):
         ...
 
     async def delete(self, video_id: str) -> None:
-        """Remove a final or queued job and its files. 409 while it runs, or while a waiting or running job uses its clip."""
+        """Remove a final or queued job and its files. 409 while it runs, or while a waiting or running job uses it."""
 
     async def retry(self, video_id: str) -> Job:
         """Queue a cancelled, failed or interrupted job again. 409 in other states, or if it killed its worker twice."""
@@ -120,8 +120,8 @@ class Engine(Protocol):
     async def models(self) -> Sequence[Mapping[str, Any]]:
         """Models, add-ons and LoRAs that requests may name: ``id``, ``kind`` (embedded, preset, file, published; lora;
         add-on), ``family``, ``parameters``, ``bytes`` on disk, ``licence``, ``here`` (whether its files are on this
-        machine), ``download`` (state, bytes, total) and, for models, defaults (frames, fps, height, width, steps, sizes,
-        verbs, extra).
+        machine), ``download`` (state, bytes, total) and, for models, defaults (frames, fps, height, width, steps,
+        sizes, verbs, extra).
         """
         ...
 

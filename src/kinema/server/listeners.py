@@ -55,6 +55,8 @@ class Live:
     stage: str | None = None
     phase: str | None = None
     eta: float | None = None
+    begun: bool = False
+    """Whether the worker has confirmed that it has the job."""
     ending: bool = False
     """Whether the worker has reported the end, which is being stored."""
     done: asyncio.Event = field(default_factory=asyncio.Event)

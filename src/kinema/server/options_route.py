@@ -37,7 +37,8 @@ HEADINGS = {"LoRAs and add-ons": "LoRAs and options of the model"}
 LABELS = {"fps": "FPS", "video": "Clip", "lora": "LoRAs", "ip_image": "IP-Adapter image", "extra": "Model options"}
 HELP = {
     "model": "model that generates the clip; those that are here are on the page Models",
-    "size": "size of the model's list, or width and height in pixels; default: the model's own",
+    "size": "in pixels; default: the model's own",
+    "seed": "the same seed gives the same clip; default: random",
     "sampler": "name of the sampler; default: the model's own",
     "lora": "LoRAs and their weights; default: the model's own",
     "control": "control clip or image (edges, depth, poses) for a ControlNet, ready-made",

@@ -55,28 +55,28 @@ class Planner:
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self.setup = setup
-        self._open: OrderedDict[str, tuple[Mapping[str, Any], Model]] = OrderedDict()
+        self._open: OrderedDict[tuple[str, int | None], tuple[Mapping[str, Any], Model]] = OrderedDict()
 
     def answer(self, message: Message) -> Message:
         if message["do"] == "describe":
             return described(message["model"], self.model(message["model"], message["source"]))
         return self.plan(message)
 
-    def model(self, name: str, source: Mapping[str, Any]) -> Model:
-        found = self._open.get(name)
+    def model(self, name: str, source: Mapping[str, Any], memory: int | None = None) -> Model:
+        """Return an opened model. ``memory`` is what its worker may use: this process cannot see that from outside."""
+        found, key = self._open.get((name, memory)), (name, memory)
         if found is None or found[0] != source:
-            device = self.setup["device"]
             model = kinema.load(
                 source["source"],
                 dtype=dtype_of(self.setup["dtype"]),
-                device=processor.device_of(device),
+                device=processor.device_of(self.setup["device"]),
                 offline=True,
                 offload=self.setup["offload"],
-                memory=self.setup["memory"],
+                memory=memory,
                 compile=self.setup["compile"],
             )
-            found = self._open[name] = (source, model)
-        self._open.move_to_end(name)
+            found = self._open[key] = (source, model)
+        self._open.move_to_end(key)
         while len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
         return found[1]
@@ -84,7 +84,7 @@ class Planner:
     def plan(self, message: Message) -> Message:
         """Return a `kinema.server.jobs.Settled` as a table, without an estimate of the time."""
         request, limits = Request.from_table(message["request"]), message["limits"]
-        model = self.model(message["model"], message["source"])
+        model = self.model(message["model"], message["source"], message["memory"])
         check_files(model, request, {*message["names"]})
         check_size(request, limits)
 

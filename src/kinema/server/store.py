@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -382,8 +382,8 @@ def _json(value: Any) -> str:
 
 def _job(row: Sequence[Any]) -> Job:
     values = dict(zip((f.name for f in fields(Job)), row, strict=True))
-    settled = json.loads(values["settled"])
-    values |= {"order": Order(**json.loads(values["order"])), "settled": Settled(**settled)}
+    settled = Settled(**json.loads(values["settled"]))
+    values |= {"order": Order(**json.loads(values["order"])), "settled": replace(settled, notes=tuple(settled.notes))}
     values["result"] = None if values["result"] is None else json.loads(values["result"])
     return Job(**values)
 

@@ -150,6 +150,8 @@ class Supervisor:
     async def stop(self) -> Sequence[str]:
         """See `Engine.stop`."""
         self._stopping = True
+        if not hasattr(self, "models_here"):
+            return []  # it has not started
         running = [*self._live]
         await asyncio.gather(*(worker.stop() for worker in self.workers))
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -170,7 +172,8 @@ class Supervisor:
         order = replace(order, model=self.settings.aliases.get(order.model, order.model))
         limits = self.settings.limits
         most = {"frames": limits.frames, "pixels": limits.pixels, "steps": limits.steps}
-        message = {"do": "plan", **self.names.resolve(order).message(), "limits": most}
+        memory = self.settings.memory or next((each.about.get("memory_limit") for each in self.workers), None)
+        message = {"do": "plan", **self.names.resolve(order).message(), "limits": most, "memory": memory}
         answer = await self.planning.ask(message, limits.plan_seconds)
         seconds, measured = estimates.estimate(self.store, order.model, answer["forecast"])
         return Settled(**answer, seconds=seconds, measured=measured), order
@@ -404,6 +407,8 @@ class Supervisor:
                     if not (message["device"] == "cuda" and device == "cuda:0"):
                         self._add_worker(device)
             self._dispatch()
+        elif kind == "begun" and job in self._live:
+            self._live[job].begun = True
         elif kind == "models":
             worker.loaded = message["loaded"]
         elif kind == "done" and job in self._live:
@@ -441,7 +446,11 @@ class Supervisor:
 
     async def _fail(self, worker: Worker, video_id: str, how: str) -> None:
         job = self.store.get(video_id)
-        if self._stopping:
+        status: Status
+        changes: dict[str, Any]
+        if not self._live[video_id].begun and job.status == "in_progress":  # nothing has run
+            status, changes = "queued", {"position": job.position, "attempts": job.attempts - 1, "started_at": None}
+        elif self._stopping:
             status, changes = self._left_by(job, "interrupted", "interrupted", STOPPED)
         else:
             why = f"the worker {how} while this job ran"

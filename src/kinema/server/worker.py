@@ -37,6 +37,8 @@ from kinema.server.channel import Channel, Message, be_child, sentence
 from kinema.server.model_cache import ModelCache, release
 from kinema.system.precision import dtype_of
 
+ACKNOWLEDGED = 1.0
+"""Seconds to wait until the server can read that a job begins: one that has not begun is queued again."""
 OUT_OF_MEMORY = "out_of_memory"
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 """What PyTorch's messages say where it raises a plain RuntimeError."""
@@ -114,8 +116,9 @@ class Worker:
     def run_next(self) -> bool:
         """Run the next job and report its end; whether the worker can run another."""
         message = self._jobs.get()
-        job, began = message["job"], time.monotonic()
-        names, keep = message["names"], True
+        job, names, keep = message["job"], message["names"], True
+        self.channel.send("begun", {"kind": "begun", "job": job})
+        self.channel.flush(ACKNOWLEDGED)
         try:
             done = Run(self, message, self._tokens[job]).outcome()
         except BadRequest as error:
@@ -127,8 +130,9 @@ class Worker:
             done, keep = self._after(error, names)
         with self._lock:
             del self._tokens[job]
-        self.models.settle() if keep else None
-        done |= {"kind": "done", "job": job, "run_seconds": time.monotonic() - began}
+        if keep:
+            self.models.settle()
+        done |= {"kind": "done", "job": job}
         self.channel.send("models", {"kind": "models", "loaded": self.models.loaded() if keep else []})
         self.channel.send("done", done)
         return keep
@@ -165,17 +169,16 @@ class Run:
 
     def outcome(self) -> Message:
         """Run the job and return how it ended. Raises whatever the run raises, other than `Cancelled`."""
-        request, model = Request.from_table(self.message["request"]), None
+        request = Request.from_table(self.message["request"])
         try:
-            model = self._model(request)
-            clip = self._generate(model, request)
+            clip = self._generate(self._model(request), request)
         except Cancelled as cancelled:
             return self._cancelled(cancelled)
         finally:
             self._idle()
         self.heard(Phase("write"))
-        seconds = time.monotonic() - self.began
-        return {"outcome": "completed", "result": self._save(clip), "seconds": seconds}
+        result = self._save(clip)
+        return {"outcome": "completed", "result": result, "seconds": time.monotonic() - self.began}
 
     def _model(self, request: Request) -> Model:
         """Return the job's model; others that are loaded leave, if this job would be offloaded because of them."""

@@ -62,7 +62,7 @@ async function refusal(status, read) {
 
 /** GET, POST or DELETE with JSON both ways. */
 export async function call(method, path, body, signal) {
-  const options = { method, signal };
+  const options = { method, signal, keepalive: method === "DELETE" };
   if (body !== undefined) {
     options.body = JSON.stringify(body);
     options.headers = { "Content-Type": "application/json" };

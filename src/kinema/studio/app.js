@@ -15,7 +15,9 @@ let visit = 0;
 applyTheme();
 
 function navigation() {
-  const links = Object.entries(VIEWS).map(([name, title]) => h("a", { href: `#${name}`, dataset: { view: name } }, icon(name), h("span", {}, title)));
+  const links = Object.entries(VIEWS).map(([name, title]) =>
+    h("a", { href: `#${name}`, dataset: { view: name } }, icon(name), h("span", {}, title)),
+  );
   const count = h("span", { class: "count", hidden: true });
   links.find((each) => each.dataset.view === "queue").append(count);
   subscribe(() => {
@@ -49,7 +51,16 @@ async function show({ view, rest, query }) {
     if (mine === visit) leave = left ?? null;
     else left?.();
   } catch (error) {
-    if (mine === visit && error.status !== 401) fill(main, h("div", { class: "page" }, h("p", { class: "error-box", role: "alert" }, sentence(error.message)), h("button", { type: "button", class: "quiet", onclick: () => location.reload() }, "Try again")));
+    if (mine === visit && error.status !== 401)
+      fill(
+        main,
+        h(
+          "div",
+          { class: "page" },
+          h("p", { class: "error-box", role: "alert" }, sentence(error.message)),
+          h("button", { type: "button", class: "quiet", onclick: () => location.reload() }, "Try again"),
+        ),
+      );
   }
   return undefined;
 }
@@ -62,7 +73,20 @@ function signIn() {
   const dialog = h(
     "dialog",
     { class: "sign-in", "aria-labelledby": "sign-in-title" },
-    h("form", { onsubmit: (event) => (event.preventDefault(), attempt()) }, h("h1", { id: "sign-in-title" }, "Sign in"), h("p", { class: "muted" }, "This service asks for the token with which it was started. It is kept until you close this tab."), h("label", { htmlFor: "token", class: "field-label" }, "Token"), input, wrong, h("button", { type: "submit", class: "primary" }, "Sign in")),
+    h(
+      "form",
+      { onsubmit: (event) => (event.preventDefault(), attempt()) },
+      h("h1", { id: "sign-in-title" }, "Sign in"),
+      h(
+        "p",
+        { class: "muted" },
+        "This service asks for the token with which it was started. It is kept until you close this tab.",
+      ),
+      h("label", { htmlFor: "token", class: "field-label" }, "Token"),
+      input,
+      wrong,
+      h("button", { type: "submit", class: "primary" }, "Sign in"),
+    ),
   );
   async function attempt() {
     setToken(input.value.trim());

@@ -8,7 +8,11 @@ let rows = null;
 /** {fields: by name, verbs: by name, order: names of verbs}. */
 export async function definitions() {
   options ??= call("GET", "/v1/options").then(
-    ({ fields, verbs }) => ({ fields, verbs: new Map(verbs.map((each) => [each.name, each])), order: verbs.map((each) => each.name) }),
+    ({ fields, verbs }) => ({
+      fields,
+      verbs: new Map(verbs.map((each) => [each.name, each])),
+      order: verbs.map((each) => each.name),
+    }),
     (error) => {
       options = null;
       throw error;
@@ -17,11 +21,11 @@ export async function definitions() {
   return options;
 }
 
-/** All rows of /v1/models; ``fresh`` asks again. */
+/** All rows of /v1/models; ``fresh`` asks again. Their property ``downloads`` says whether the service fetches models. */
 export async function models(fresh = false) {
   if (!rows || fresh) {
     rows = call("GET", "/v1/models").then(
-      (list) => list.data,
+      (list) => Object.assign(list.data, { downloads: list.downloads !== false }),
       (error) => {
         rows = null;
         throw error;

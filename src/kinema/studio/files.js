@@ -15,7 +15,16 @@ const SUFFIX = /\.(png|jpe?g|webp|gif|bmp|tiff?|apng|avif|mp4|mov|mkv|webm|avi|m
 export const isMedia = (file) => MEDIA.test(file.type) || SUFFIX.test(file.name);
 
 /** The value of an asset: what the form remembers of it. */
-export const valueOf = (asset) => ({ id: asset.id, name: asset.name, kind: asset.kind, frames: asset.frames, fps: asset.fps, width: asset.width, height: asset.height, bytes: asset.bytes });
+export const valueOf = (asset) => ({
+  id: asset.id,
+  name: asset.name,
+  kind: asset.kind,
+  frames: asset.frames,
+  fps: asset.fps,
+  width: asset.width,
+  height: asset.height,
+  bytes: asset.bytes,
+});
 
 /** Upload a file with a progress bar in ``place``: the value, or raises. */
 export async function send(file, place) {
@@ -24,12 +33,23 @@ export async function send(file, place) {
   const words = h("span", { class: "muted" }, "Uploading");
   fill(
     place,
-    h("div", { class: "upload" }, h("span", { class: "file-name" }, file.name || "pasted image"), bar, words, iconButton("close", "Cancel the upload", () => stop.abort())),
+    h(
+      "div",
+      { class: "upload" },
+      h("span", { class: "file-name" }, file.name || "pasted image"),
+      bar,
+      words,
+      iconButton("close", "Cancel the upload", () => stop.abort()),
+    ),
   );
-  const asset = await upload(file, (share) => {
-    bar.value = share;
-    words.textContent = share < 1 ? `${Math.round(share * 100)}% of ${bytes(file.size)}` : "Checking the file";
-  }, stop.signal);
+  const asset = await upload(
+    file,
+    (share) => {
+      bar.value = share;
+      words.textContent = share < 1 ? `${Math.round(share * 100)}% of ${bytes(file.size)}` : "Checking the file";
+    },
+    stop.signal,
+  );
   return valueOf(asset);
 }
 
@@ -38,13 +58,20 @@ export function fileControl(field, context) {
   let value = null;
   let trim = null;
   const id = newId("file");
-  const input = h("input", { type: "file", id, accept: ACCEPT, class: "visually-hidden", onchange: () => input.files[0] && take(input.files[0]) });
+  const input = h("input", {
+    type: "file",
+    id,
+    accept: ACCEPT,
+    class: "visually-hidden",
+    onchange: () => input.files[0] && take(input.files[0]),
+  });
   const place = h("div", { class: "file-place" });
   const element = h("div", { class: "file", dataset: { field: field.name } }, input, place);
 
   async function take(file) {
     fail("");
-    if (!isMedia(file)) return fail(`${file.name} is no image or clip; expected a file such as .png, .jpg, .gif or .mp4`);
+    if (!isMedia(file))
+      return fail(`${file.name} is no image or clip; expected a file such as .png, .jpg, .gif or .mp4`);
     try {
       write(await send(file, place));
       context.change(value);
@@ -58,21 +85,42 @@ export function fileControl(field, context) {
   }
   const fail = (text) => context.fail?.(text);
   const choose = () => input.click();
-  const label = () => h("button", { type: "button", class: "drop", onclick: choose, "aria-describedby": context.describedBy }, icon("image"), h("span", {}, h("strong", {}, `Choose ${field.label.toLowerCase()}`), h("br"), "or drop or paste it here"));
+  const label = () =>
+    h(
+      "button",
+      { type: "button", class: "drop", onclick: choose, "aria-describedby": context.describedBy },
+      icon("image"),
+      h("span", {}, h("strong", {}, `Choose ${field.label.toLowerCase()}`), h("br"), "or drop or paste it here"),
+    );
 
   function write(next) {
     trim?.destroy();
     trim = null;
     value = next ?? null;
     if (!value) return void fill(place, label());
-    const facts = [value.width && `${value.width}×${value.height}`, value.frames > 1 && counted(value.frames, "frame"), value.fps && value.frames > 1 && `${Number(value.fps.toFixed(2))} fps`].filter(Boolean).join(" · ");
+    const facts = [
+      value.width && `${value.width}×${value.height}`,
+      value.frames > 1 && counted(value.frames, "frame"),
+      value.fps && value.frames > 1 && `${Number(value.fps.toFixed(2))} fps`,
+    ]
+      .filter(Boolean)
+      .join(" · ");
     const card = h(
       "div",
       { class: "file-card" },
       thumbnailOf(value),
-      h("div", { class: "file-words" }, h("span", { class: "file-name", title: value.name }, value.name), h("span", { class: "muted" }, facts)),
+      h(
+        "div",
+        { class: "file-words" },
+        h("span", { class: "file-name", title: value.name }, value.name),
+        h("span", { class: "muted" }, facts),
+      ),
       h("button", { type: "button", class: "quiet small", onclick: choose }, "Replace"),
-      iconButton("close", `Remove ${field.label.toLowerCase()}`, () => (write(null), context.change(null), input.focus())),
+      iconButton(
+        "close",
+        `Remove ${field.label.toLowerCase()}`,
+        () => (write(null), context.change(null), input.focus()),
+      ),
     );
     const ends = context.trimEnds?.(field) ?? [];
     fill(place, card);
@@ -99,7 +147,10 @@ export function fileControl(field, context) {
       element.classList.add("over");
     });
   }
-  element.addEventListener("dragleave", (event) => element.contains(event.relatedTarget) || element.classList.remove("over"));
+  element.addEventListener(
+    "dragleave",
+    (event) => element.contains(event.relatedTarget) || element.classList.remove("over"),
+  );
   element.addEventListener("drop", (event) => {
     element.classList.remove("over");
     if (!event.dataTransfer.files.length) return;
@@ -115,8 +166,20 @@ export function fileControl(field, context) {
 /** Images at frames: rows of a frame number and a file. */
 export function framesControl(field, context) {
   const parts = (row, changed) => {
-    const frame = h("input", { type: "number", min: 0, step: 1, class: "narrow", "aria-label": "Frame", placeholder: "frame", value: row.frame ?? "", oninput: () => ((row.frame = frame.value === "" ? null : Number(frame.value)), changed()) });
-    const file = fileControl({ ...field, name: `${field.name}-file`, label: "Image" }, { ...context, trimEnds: () => [], taken: null, change: (value) => ((row.file = value), changed()) });
+    const frame = h("input", {
+      type: "number",
+      min: 0,
+      step: 1,
+      class: "narrow",
+      "aria-label": "Frame",
+      placeholder: "frame",
+      value: row.frame ?? "",
+      oninput: () => ((row.frame = frame.value === "" ? null : Number(frame.value)), changed()),
+    });
+    const file = fileControl(
+      { ...field, name: `${field.name}-file`, label: "Image" },
+      { ...context, trimEnds: () => [], taken: null, change: (value) => ((row.file = value), changed()) },
+    );
     file.write(row.file ?? null);
     return [frame, file.element];
   };

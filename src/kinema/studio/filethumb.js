@@ -11,10 +11,13 @@ export function thumbnailOf(value) {
   if (value.id.startsWith("video_")) box.append(lazyImage(contentPath(value.id, "thumbnail")));
   else {
     box.append(icon("image"));
-    stillOf(value).then((canvas) => {
-      if (canvas.width < 128) canvas.classList.add("sharp");
-      box.replaceChildren(canvas);
-    }, () => {});
+    stillOf(value).then(
+      (canvas) => {
+        if (canvas.width < 128) canvas.classList.add("sharp");
+        box.replaceChildren(canvas);
+      },
+      () => {},
+    );
   }
   return box;
 }

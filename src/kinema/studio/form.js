@@ -25,7 +25,8 @@ export function form(definitions, verb, context) {
       change: (value) => put(field, value),
       taken: context.taken,
       fail: (text) => row.fail(text),
-      trimEnds: (each) => (trimmed && (each.name === "video" || (each.name === "image" && !ends.includes("end"))) ? ends : []),
+      trimEnds: (each) =>
+        trimmed && (each.name === "video" || (each.name === "image" && !ends.includes("end"))) ? ends : [],
       trimmed: (cut, names) => names.forEach((name) => put(definitions.fields[name], cut[name], true)),
     });
     entries.set(field.name, row);
@@ -35,11 +36,12 @@ export function form(definitions, verb, context) {
   function put(field, value, show = false) {
     if (isDefault(field, value)) delete context.values()[field.name];
     else context.values()[field.name] = value;
-    entries.get(field.name).fail("");
+    entries.get(field.name)?.fail("");
     if (show) entries.get(field.name)?.write(value);
     if (field.name === "model") refresh();
     if (field.name === "video" || field.name === "image") entries.get("region")?.refresh();
-    if (field.name === "start" || field.name === "end") show || (entries.get("video") ?? entries.get("image"))?.retrim?.();
+    if (field.name === "start" || field.name === "end")
+      show || (entries.get("video") ?? entries.get("image"))?.retrim?.();
     more.count();
     context.changed(field.name);
   }
@@ -47,7 +49,11 @@ export function form(definitions, verb, context) {
     for (const each of entries.values()) each.refresh();
   }
 
-  const top = h("div", { class: "fields first-fields" }, first.map((name) => entry(definitions.fields[name])));
+  const top = h(
+    "div",
+    { class: "fields first-fields" },
+    first.map((name) => entry(definitions.fields[name])),
+  );
   const more = moreFields(definitions, verb, first, entry, entries, context);
   more.count();
   return {
@@ -75,8 +81,15 @@ function fieldRow(field, context) {
   made.input.setAttribute("aria-describedby", `${helpId} ${errorId}`);
   const label = h("label", { class: "field-label", htmlFor: made.input.id }, field.label);
   const size = made.inline ? "switch-field" : SHORT.has(field.type) ? "short" : "wide";
-  const element = h("div", { class: `field ${size}`, dataset: { field: field.name, search: `${field.label} ${field.name} ${field.help}`.toLowerCase() } });
-  element.append(...(made.inline ? [h("div", { class: "switch-row" }, made.input, label), help, error] : [label, made.element, help, error]));
+  const element = h("div", {
+    class: `field ${size}`,
+    dataset: { field: field.name, search: `${field.label} ${field.name} ${field.help}`.toLowerCase() },
+  });
+  element.append(
+    ...(made.inline
+      ? [h("div", { class: "switch-row" }, made.input, label), help, error]
+      : [label, made.element, help, error]),
+  );
   return {
     element,
     write: made.write,
@@ -96,21 +109,44 @@ function fieldRow(field, context) {
 
 /** All other fields, in the groups of the help pages, built when they are first opened. */
 function moreFields(definitions, verb, first, entry, entries, context) {
-  const groups = definitions.verbs.get(verb).groups
-    .map(({ title, fields }) => ({ title, fields: fields.filter((name) => !first.includes(name) && !INSIDE_SIZE.has(name)) }))
+  const groups = definitions.verbs
+    .get(verb)
+    .groups.map(({ title, fields }) => ({
+      title,
+      fields: fields.filter((name) => !first.includes(name) && !INSIDE_SIZE.has(name)),
+    }))
     .filter(({ fields }) => fields.length);
   const names = groups.flatMap((group) => group.fields);
   const badge = h("span", { class: "badge", hidden: true });
   const body = h("div", { class: "stack more-body" });
-  const details = h("details", { class: "more", ontoggle: () => details.open && build() }, h("summary", {}, icon("chevron"), h("span", {}, "All options"), badge), body);
+  const details = h(
+    "details",
+    { class: "more", ontoggle: () => details.open && build() },
+    h("summary", {}, icon("chevron"), h("span", {}, "All options"), badge),
+    body,
+  );
 
   function build() {
     if (body.childElementCount) return;
     const empty = h("p", { class: "muted", hidden: true }, "No option has these words.");
-    const filter = h("input", { type: "search", placeholder: "Filter options", "aria-label": "Filter options", oninput: () => narrow(filter.value) });
+    const filter = h("input", {
+      type: "search",
+      placeholder: "Filter options",
+      "aria-label": "Filter options",
+      oninput: () => narrow(filter.value),
+    });
     const sections = groups.map(({ title, fields }) => {
-      const rows = h("div", { class: "fields" }, fields.map((name) => entry(definitions.fields[name])));
-      return h("details", { class: "group", open: groups.length < 3 || title === groups[0].title }, h("summary", {}, icon("chevron"), sentence(title)), rows);
+      const rows = h(
+        "div",
+        { class: "fields" },
+        fields.map((name) => entry(definitions.fields[name])),
+      );
+      return h(
+        "details",
+        { class: "group", open: groups.length < 3 || title === groups[0].title },
+        h("summary", {}, icon("chevron"), sentence(title)),
+        rows,
+      );
     });
     function narrow(text) {
       const words = text.toLowerCase().split(/\s+/).filter(Boolean);

@@ -45,7 +45,10 @@ export function refresh() {
 async function ask() {
   clearTimeout(timer);
   try {
-    const [list, queue] = await Promise.all([call("GET", `/v1/videos?limit=${RECENT}&order=desc`), call("GET", "/v1/queue")]);
+    const [list, queue] = await Promise.all([
+      call("GET", `/v1/videos?limit=${RECENT}&order=desc`),
+      call("GET", "/v1/queue"),
+    ]);
     const known = new Set(list.data.map((each) => each.id));
     const missing = [...queue.running, ...queue.queued].filter((id) => !known.has(id)).slice(0, 100);
     const older = await Promise.all(missing.map((id) => call("GET", `/v1/videos/${id}`).catch(() => null)));

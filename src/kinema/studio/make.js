@@ -1,25 +1,22 @@
-// The view Make: a form, the plan of what it would give, and the clip.
+// The view Make: the settings on one side; on the other the clip that is looked at, and the latest others.
 
 import { call } from "./api.js";
 import { definitions, models } from "./catalogue.js";
 import { fill, h, icon } from "./dom.js";
 import { dropAnywhere } from "./drop.js";
 import { isFinal } from "./events.js";
-import { isMedia, send } from "./files.js";
-import { form } from "./form.js";
 import { sentence } from "./format.js";
 import { current, forget, refresh, subscribe, update } from "./jobs.js";
-import { fieldsOf, orderOf, valuesOf } from "./order.js";
-import { planPanel } from "./plan.js";
-import { offerRecipe } from "./reuse.js";
+import { valuesOf } from "./order.js";
 import { STATES, screen } from "./screen.js";
+import { settingsPanel } from "./settings.js";
 import { remember, remembered } from "./store.js";
 import { hasClip, thumbnail } from "./thumb.js";
 import { announce, failed, toast } from "./toast.js";
 
-const INPUTS = ["video", "image"];
 const SHOWN = 12;
 const CONTINUE = ["extend", "edit", "inpaint", "interpolate", "upscale", "animate"];
+const UNDO = 6000;
 
 /** Set the form that Make shows next: for "reuse settings" in other views. */
 export function setForm(verb, values) {
@@ -27,13 +24,13 @@ export function setForm(verb, values) {
   remember("values", values);
 }
 
-/** Use a job's clip as the input of a verb. */
+/** Use a job's clip as the input of a verb in the form that Make shows next. */
 export function setInput(verb, video) {
-  const words = { ...video.settled, ...video.result };
-  const file = { id: video.id, name: video.prompt || video.id, kind: "video", frames: words.frames, fps: words.fps, width: words.width, height: words.height };
-  const values = { ...remembered("values", {}), [verb === "animate" ? "image" : "video"]: file };
-  for (const name of ["start", "end", "seed", "size", ...(verb === "animate" ? [] : ["frames"])]) delete values[name];
-  setForm(verb, values);
+  const { frames, fps, width, height } = { ...video.settled, ...video.result };
+  const file = { id: video.id, name: video.prompt || video.id, kind: "video", frames, fps, width, height };
+  const input = verb === "animate" ? "image" : "video";
+  const { start, end, seed, size, frames: count, ...kept } = remembered("values", {});
+  setForm(verb, { ...kept, ...(input === "image" && count ? { frames: count } : {}), [input]: file });
 }
 
 export async function mount(root) {
@@ -45,226 +42,171 @@ export async function mount(root) {
 }
 
 function makeView(defined, rows) {
-  let verb = defined.verbs.has(remembered("verb")) ? remembered("verb") : defined.order[0];
-  let values = structuredClone(remembered("values", {}));
-  let fields = null;
   const stop = new AbortController();
-
-  const about = h("p", { class: "about" });
-  const place = h("div", {});
-  const offer = h("div", { class: "offer", hidden: true });
-  const problem = h("p", { class: "error-box", role: "alert", hidden: true });
-  const plan = planPanel({ refused: (error) => fields.fail(error), accepted: () => fields.clearErrors() });
-  const submit = h("button", { type: "submit", class: "primary" });
-  const element_form = h("form", { class: "panel make-form", "aria-label": "Settings", noValidate: true, onsubmit: (event) => (event.preventDefault(), generate()) }, verbChips(), about, offer, place, problem, h("div", { class: "submit-bar" }, plan.element, h("div", { class: "submit-row" }, submit, h("span", { class: "muted keys" }, "Ctrl + Enter"), h("button", { type: "button", class: "quiet small", onclick: clear }, "Clear"))));
+  const settings = settingsPanel(defined, rows, (video) => {
+    update(video);
+    watch(video, true);
+    announce("In the queue");
+    refresh();
+  });
   const look = screen({ actions, empty });
   const strip = h("ul", { class: "strip", "aria-label": "Recent clips" });
-  const side = h("div", { class: "make-side" }, look.element, strip);
-  const element = h("div", { class: "make" }, element_form, side);
-
-  // ------------------------------------------------------------------------------- the form
-
-  function verbChips() {
-    const chips = defined.order.map((name) => h("label", { class: "verb" }, h("input", { type: "radio", name: "verb", value: name, checked: name === verb, onchange: () => choose(name) }), h("span", {}, sentence(name))));
-    return h("fieldset", { class: "verbs" }, h("legend", { class: "visually-hidden" }, "What to do"), chips);
-  }
-  function choose(name, after = {}) {
-    verb = name;
-    Object.assign(values, after);
-    remember("verb", verb);
-    remember("values", values);
-    draw();
-  }
-  function draw() {
-    for (const each of element_form.querySelectorAll("input[name=verb]")) each.checked = each.value === verb;
-    about.textContent = defined.verbs.get(verb).about.replaceAll(/ ?\(--[\w-]+(, [^)]*)?\)/g, "").replaceAll(/--([\w-]+)/g, (_, name) => name.replaceAll("-", " "));
-    offer.hidden = true;
-    problem.hidden = true;
-    fields = form(defined, verb, {
-      values: () => values,
-      changed,
-      taken,
-      model: () => rows.find((row) => row.id === (values.model || defined.fields.model.default)),
-      models: () => rows,
-    });
-    fill(place, fields.element);
-    submit.replaceChildren(icon("make"), sentence(verb));
-    ask();
-  }
-  function changed() {
-    remember("values", values);
-    problem.hidden = true;
-    ask();
-  }
-  function ask() {
-    const missing = needed();
-    if (missing) plan.say(missing);
-    else plan.ask(orderOf(defined, verb, values));
-  }
-  /** What must still be given before a plan makes sense; "" if nothing. */
-  function needed() {
-    const names = fieldsOf(defined, verb).map((field) => field.name);
-    if (verb === "animate" && !values.image && !values.image_model && !values.keyframes && !values.last_image) return "Choose an image to animate.";
-    if (names.includes("video") && !values.video && !(verb === "interpolate" && values.image)) return `Choose a clip to ${verb}.`;
-    if (!["interpolate", "upscale"].includes(verb) && !values.prompt && !values.prompt_spans) return "Describe the clip, and its size, time and memory are shown here.";
-    return "";
-  }
-  function clear() {
-    const [oldVerb, old] = [verb, values];
-    values = {};
-    choose(verb);
-    toast("The form was cleared.", { action: { label: "Undo", run: () => apply(oldVerb, old) } });
-  }
-  function apply(name, next) {
-    values = structuredClone(next);
-    choose(defined.verbs.has(name) ? name : verb);
-  }
-  async function generate() {
-    submit.disabled = true;
-    problem.hidden = true;
-    fields.clearErrors();
-    try {
-      const video = await call("POST", "/v1/videos", orderOf(defined, verb, values));
-      update(video);
-      watch(video, true);
-      announce("In the queue");
-      refresh();
-    } catch (error) {
-      if (!fields.fail(error)) {
-        problem.textContent = sentence(error.message);
-        problem.hidden = false;
-      }
-      element_form.querySelector("[aria-invalid]")?.focus();
-    } finally {
-      submit.disabled = false;
-    }
-  }
-
-  // -------------------------------------------------------------------------- files
-
-  function taken(field, value) {
-    offerRecipe(defined, value, offer, useSettings);
-  }
-  function useSettings(found, name) {
-    const [oldVerb, old] = [verb, structuredClone(values)];
-    const kept = Object.fromEntries(INPUTS.filter((each) => values[each] && found.verb === verb).map((each) => [each, values[each]]));
-    apply(found.verb, { ...found.values, ...kept });
-    const lost = found.inputs.filter((each) => !values[each]);
-    const more = lost.length ? ` Its ${lost.join(" and ")} must be given again.` : "";
-    toast(`These are the settings of ${name}.${more}`, { action: { label: "Undo", run: () => apply(oldVerb, old) } });
-  }
-  /** A file that was dropped anywhere or pasted: into the verb's input, or into the verb that it suits. */
-  async function take(file) {
-    if (!isMedia(file)) return toast(`${file.name} is no image or clip; expected a file such as .png, .jpg, .gif or .mp4`, { error: true });
-    const input = INPUTS.map((name) => defined.verbs.get(verb).first.includes(name) && fields.field(name)).find(Boolean);
-    if (input) return input.take(file);
-    try {
-      offer.hidden = false;
-      const value = await send(file, offer);
-      offer.hidden = true;
-      if (value.kind === "video" && (await offerRecipe(defined, value, offer, useSettings, true))) return undefined;
-      const next = value.kind === "video" ? "extend" : "animate";
-      choose(next, { [value.kind === "video" ? "video" : "image"]: value });
-      return toast(`Now: ${next} ${value.name}.`, { action: { label: "Undo", run: () => choose("generate") } });
-    } catch (error) {
-      offer.hidden = true;
-      return failed(error);
-    }
-  }
-
-  // ------------------------------------------------------------------------- the clip
+  const element = h("div", { class: "make" }, settings.element, h("div", { class: "make-side" }, look.element, strip));
+  let drawn = "";
+  let finished = 0;
 
   function watch(video, scroll = false) {
     remember("watching", video?.id ?? null);
     look.watch(video);
     drawStrip();
-    if (scroll && look.element.getBoundingClientRect().top > innerHeight * 0.8) look.element.scrollIntoView({ block: "start" });
+    const below = look.element.getBoundingClientRect().top > innerHeight * 0.8;
+    if (scroll && below) look.element.scrollIntoView({ block: "start" });
   }
   function empty() {
+    const example = /"([^"]+)"/.exec(defined.verbs.get("generate")?.example ?? "")?.[1] ?? "a red ball rolls right";
+    const use = () => settings.apply("generate", { ...settings.values(), prompt: example });
     return [
       h("div", { class: "screen-frame blank" }, icon("make")),
-      h("div", { class: "caption" }, h("p", { class: "caption-prompt" }, "Your clip appears here"), h("p", { class: "muted" }, "Describe it and press Generate. While it runs you see a preview after each step. You can also drop an image or a clip anywhere on this page.")),
+      h(
+        "div",
+        { class: "caption" },
+        h("p", { class: "caption-prompt" }, "Your clip appears here"),
+        h(
+          "p",
+          { class: "muted" },
+          "Describe it and press Generate. While it runs you see a preview after each step. You can also drop an image ",
+          "or a clip anywhere on this page.",
+        ),
+      ),
+      h("div", { class: "actions" }, h("button", { type: "button", class: "quiet", onclick: use }, `Try “${example}”`)),
     ];
   }
+
+  // ---------------------------------------------------------------------- what to do with a clip
+
   function actions(video) {
     const order = video.request && { model: video.model, request: video.request };
-    const onward = h("select", { class: "compact", "aria-label": "Use this clip for", onchange: () => onward.value && (setInput(onward.value, video), apply(remembered("verb"), remembered("values"))) }, h("option", { value: "" }, "Use clip for…"), CONTINUE.map((name) => h("option", { value: name }, sentence(name))));
+    const button = (name, words, onclick) =>
+      h("button", { type: "button", class: "quiet", onclick }, icon(name), words);
     return [
-      hasClip(video) && onward,
-      order && h("button", { type: "button", class: "quiet", onclick: () => reuse(order) }, icon("reuse"), "Reuse settings"),
-      order && hasClip(video) && h("button", { type: "button", class: "quiet", onclick: () => anew(order) }, icon("dice"), "Again, new seed"),
-      !hasClip(video) && h("button", { type: "button", class: "quiet", onclick: () => retry(video) }, icon("retry"), "Try again"),
-      h("button", { type: "button", class: "quiet", onclick: () => remove(video) }, icon("trash"), "Delete"),
+      hasClip(video) && onward(video),
+      order && button("reuse", "Reuse settings", () => reuse(order)),
+      order && hasClip(video) && button("dice", "Again, new seed", () => anew(order)),
+      !hasClip(video) && button("retry", "Try again", () => retry(video)),
+      button("trash", "Delete", () => remove(video)),
     ];
+  }
+  function onward(video) {
+    const names = CONTINUE.map((name) => h("option", { value: name }, sentence(name)));
+    const chosen = h("select", { class: "compact", "aria-label": "Use this clip for" });
+    chosen.append(h("option", { value: "" }, "Use clip for…"), ...names);
+    chosen.addEventListener("change", () => {
+      setInput(chosen.value, video);
+      settings.apply(remembered("verb"), remembered("values"));
+      chosen.value = "";
+    });
+    return chosen;
   }
   function reuse(order) {
     const found = valuesOf(defined, order);
-    apply(found.verb, found.values);
-    element_form.scrollIntoView({ block: "nearest" });
+    settings.apply(found.verb, found.values);
+    settings.element.scrollIntoView({ block: "nearest" });
     announce("The form has the settings of this clip");
   }
-  async function anew(order) {
-    const { seed: _, ...request } = order.request;
+  async function queued(path, body) {
     try {
-      const video = await call("POST", "/v1/videos", { model: order.model, request });
+      const video = await call("POST", path, body);
       update(video);
       watch(video);
     } catch (error) {
       failed(error);
     }
   }
-  async function retry(video) {
-    try {
-      const after = await call("POST", `/v1/videos/${video.id}/retry`, {});
-      update(after);
-      watch(after);
-    } catch (error) {
-      failed(error);
-    }
+  const retry = (video) => queued(`/v1/videos/${video.id}/retry`, {});
+  function anew({ model, request }) {
+    const { seed, ...rest } = request;
+    queued("/v1/videos", { model, request: rest });
   }
   function remove(video) {
     forget(video.id);
     watch(current.videos.find(hasClip) ?? null);
-    let undone = false;
-    const finish = () => undone || call("DELETE", `/v1/videos/${video.id}`).catch(failed);
-    const timer = setTimeout(finish, 6000);
-    addEventListener("pagehide", finish, { once: true, signal: stop.signal });
-    toast("The clip was deleted.", { action: { label: "Undo", run: () => ((undone = true), clearTimeout(timer), refresh(), watch(video)) } });
+    let decided = false;
+    const decide = (act) => () => {
+      if (!decided) act();
+      decided = true;
+    };
+    const finish = decide(() => call("DELETE", `/v1/videos/${video.id}`).catch(failed));
+    const undo = decide(() => {
+      refresh();
+      watch(video);
+    });
+    setTimeout(finish, UNDO);
+    addEventListener("pagehide", finish, { once: true });
+    toast("The clip was deleted.", { action: { label: "Undo", run: undo }, stays: UNDO });
   }
-  function drawStrip() {
-    const watched = look.current()?.id;
-    fill(
-      strip,
-      current.videos.slice(0, SHOWN).map((video) =>
-        h("li", {}, h("button", { type: "button", class: `strip-item ${video.status}`, "aria-current": video.id === watched ? "true" : undefined, title: video.prompt || video.id, onclick: () => watch(video) }, thumbnail(video), h("span", { class: "strip-words" }, video.status === "in_progress" ? `${STATES[video.status]} ${video.progress}%` : STATES[video.status]), h("span", { class: "visually-hidden" }, `: ${video.prompt || "clip"}`))),
+
+  // ------------------------------------------------------------------------------ the latest clips
+
+  function stripItem(video) {
+    const watched = video.id === look.current()?.id;
+    return h(
+      "li",
+      {},
+      h(
+        "button",
+        {
+          type: "button",
+          class: `strip-item ${video.status}`,
+          "aria-current": watched ? "true" : undefined,
+          title: video.prompt || video.id,
+          onclick: () => watch(video),
+        },
+        thumbnail(video),
+        h("span", { class: "strip-words" }, STATES[video.status]),
+        h("span", { class: "visually-hidden" }, `: ${video.prompt || "clip"}`),
       ),
     );
-    strip.hidden = !current.videos.length;
   }
-  let drawn = "";
+  function drawStrip() {
+    const focused = strip.contains(document.activeElement) && document.activeElement.title;
+    fill(strip, current.videos.slice(0, SHOWN).map(stripItem));
+    strip.hidden = !current.videos.length;
+    if (focused) [...strip.querySelectorAll("button")].find((each) => each.title === focused)?.focus();
+  }
   function jobsChanged({ videos }) {
-    const watched = look.current();
-    const now = watched && videos.find((each) => each.id === watched.id);
+    const now = videos.find((each) => each.id === look.current()?.id);
     if (now) look.watch(now);
-    const state = JSON.stringify([look.current()?.id, videos.slice(0, SHOWN).map((each) => [each.id, each.status, each.progress])]);
+    const done = videos.filter((each) => each.status === "completed").length;
+    if (done > finished && drawn) settings.ask(); // its time is known now
+    finished = done;
+    const facts = videos.slice(0, SHOWN).map((each) => [each.id, each.status, each.progress]);
+    const state = JSON.stringify([look.current()?.id, facts]);
     if (state !== drawn) drawStrip();
     drawn = state;
   }
-  /** The job that was looked at before a reload, else one that runs, else the latest clip. */
+  /** Show the job that was looked at before a reload, else one that runs, else the latest clip. */
   async function begin() {
-    draw();
+    settings.begin();
     look.watch(null);
     await refresh();
     const id = remembered("watching");
-    const known = current.videos.find((each) => each.id === id) ?? (id ? await call("GET", `/v1/videos/${id}`).catch(() => null) : null);
-    watch(known ?? current.videos.find((each) => !isFinal(each)) ?? current.videos.find(hasClip) ?? null);
+    const asked = () => (id ? call("GET", `/v1/videos/${id}`).catch(() => null) : null);
+    const known = current.videos.find((each) => each.id === id) ?? (await asked());
+    const { videos } = current;
+    watch(known ?? videos.find((each) => !isFinal(each)) ?? videos.find(hasClip) ?? null);
   }
 
   const unsubscribe = subscribe(jobsChanged);
-  dropAnywhere(element, take, stop.signal);
-  addEventListener("keydown", (event) => {
-    if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && !submit.disabled) (event.preventDefault(), generate());
-  }, { signal: stop.signal });
+  dropAnywhere(element, settings.take, stop.signal);
+  addEventListener(
+    "keydown",
+    (event) => {
+      if (!(event.ctrlKey || event.metaKey) || event.key !== "Enter") return;
+      event.preventDefault();
+      settings.generate();
+    },
+    { signal: stop.signal },
+  );
 
   return {
     element,
@@ -272,7 +214,7 @@ function makeView(defined, rows) {
     destroy() {
       stop.abort();
       unsubscribe();
-      plan.destroy();
+      settings.destroy();
       look.destroy();
     },
   };

@@ -45,15 +45,36 @@ function toPlain(field, value) {
     case "file":
       return value.id;
     case "files_by_frame":
-      return table(value.filter((each) => each.file), "frame", (each) => each.file.id);
+      return table(
+        value.filter((each) => each.file),
+        "frame",
+        (each) => each.file.id,
+      );
     case "texts_by_frame":
-      return table(value.filter((each) => `${each.frames}`.trim()), "frames", (each) => each.text);
+      return table(
+        value.filter((each) => `${each.frames}`.trim()),
+        "frames",
+        (each) => each.text,
+      );
     case "loras":
-      return table(value.filter((each) => each.name), "name", (each) => each.weight ?? 1);
+      return table(
+        value.filter((each) => each.name),
+        "name",
+        (each) => each.weight ?? 1,
+      );
     case "numbers":
-      return table(value.filter((each) => each.key), "key", (each) => plainValue(each.value));
+      return table(
+        value.filter((each) => each.key),
+        "key",
+        (each) => plainValue(each.value),
+      );
     case "mapping":
-      return table(value.filter((each) => each.key), "key", (each) => plainValue(each.value), (key) => key.replaceAll("-", "_"));
+      return table(
+        value.filter((each) => each.key),
+        "key",
+        (each) => plainValue(each.value),
+        (key) => key.replaceAll("-", "_"),
+      );
     case "pair":
     case "box":
       return value.some((each) => each === null) ? undefined : value;
@@ -63,7 +84,9 @@ function toPlain(field, value) {
 }
 
 function table(entries, key, valueOf, named = (each) => each) {
-  return entries.length ? Object.fromEntries(entries.map((each) => [named(`${each[key]}`.trim()), valueOf(each)])) : undefined;
+  return entries.length
+    ? Object.fromEntries(entries.map((each) => [named(`${each[key]}`.trim()), valueOf(each)]))
+    : undefined;
 }
 
 /** Text as JSON if it is JSON ("127", "true"), else as text. */
@@ -77,11 +100,16 @@ function plainValue(text) {
 
 const TO_FORM = {
   file: (value) => ({ id: value, name: value }),
-  files_by_frame: (value) => Object.entries(value).map(([frame, id]) => ({ frame: Number(frame), file: { id, name: id } })),
+  files_by_frame: (value) =>
+    Object.entries(value).map(([frame, id]) => ({ frame: Number(frame), file: { id, name: id } })),
   texts_by_frame: (value) => Object.entries(value).map(([frames, text]) => ({ frames, text })),
   loras: (value) => Object.entries(value).map(([name, weight]) => ({ name, weight })),
   numbers: (value) => Object.entries(value).map(([key, each]) => ({ key, value: `${each}` })),
-  mapping: (value) => Object.entries(value).map(([key, each]) => ({ key, value: typeof each === "string" ? each : JSON.stringify(each) })),
+  mapping: (value) =>
+    Object.entries(value).map(([key, each]) => ({
+      key,
+      value: typeof each === "string" ? each : JSON.stringify(each),
+    })),
 };
 
 const usable = (value) => !(Array.isArray(value) && value.includes(null));
@@ -95,9 +123,14 @@ export function valuesOf(definitions, { model, request }) {
   const others = { ...extra };
   for (const field of fieldsOf(definitions, verb)) {
     const [outer, inner] = field.place.split(".");
-    const found = inner ? others[inner] : outer === "extra" || outer === "model" || outer === "size" ? undefined : rest[outer];
+    const found = inner
+      ? others[inner]
+      : outer === "extra" || outer === "model" || outer === "size"
+        ? undefined
+        : rest[outer];
     if (inner) delete others[inner];
-    if (found !== undefined && found !== null && usable(found)) values[field.name] = (TO_FORM[field.type] ?? ((each) => each))(found);
+    if (found !== undefined && found !== null && usable(found))
+      values[field.name] = (TO_FORM[field.type] ?? ((each) => each))(found);
   }
   if (Object.keys(others).length) values.extra = TO_FORM.mapping(others);
   return { verb, values };

@@ -15,13 +15,38 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 export function player(clip) {
   const total = Math.max(1, clip.frames ?? 1);
   const fps = clip.fps || 8;
-  const video = h("video", { class: "screen-media", loop: true, muted: true, playsInline: true, preload: "auto", "aria-label": clip.label ?? "Clip" });
-  const scrub = h("input", { type: "range", class: "scrub", min: 0, max: total - 1, step: 1, value: 0, "aria-label": "Frame" });
+  const video = h("video", {
+    class: "screen-media",
+    loop: true,
+    muted: true,
+    playsInline: true,
+    preload: "auto",
+    "aria-label": clip.label ?? "Clip",
+  });
+  const scrub = h("input", {
+    type: "range",
+    class: "scrub",
+    min: 0,
+    max: total - 1,
+    step: 1,
+    value: 0,
+    "aria-label": "Frame",
+  });
   const counter = h("output", { class: "counter" }, `1 / ${total}`);
-  const toggle = iconButton("play", "Play", () => (video.paused ? video.play() : video.pause()), { class: "icon-button primary-icon" });
+  const toggle = iconButton("play", "Play", () => (video.paused ? video.play() : video.pause()), {
+    class: "icon-button primary-icon",
+  });
   const loop = iconButton("loop", "Loop", () => repeat(!video.loop), { "aria-pressed": "true" });
-  const speed = h("select", { class: "compact", "aria-label": "Speed", onchange: () => pace(Number(speed.value)) }, SPEEDS.map((each) => h("option", { value: each }, `${each}×`)));
-  const sharp = h("button", { type: "button", class: "chip", onclick: () => sharpen(sharp.getAttribute("aria-pressed") !== "true") }, "Sharp pixels");
+  const speed = h(
+    "select",
+    { class: "compact", "aria-label": "Speed", onchange: () => pace(Number(speed.value)) },
+    SPEEDS.map((each) => h("option", { value: each }, `${each}×`)),
+  );
+  const sharp = h(
+    "button",
+    { type: "button", class: "chip", onclick: () => sharpen(sharp.getAttribute("aria-pressed") !== "true") },
+    "Sharp pixels",
+  );
   const controls = h(
     "div",
     { class: "player-controls", role: "group", "aria-label": "Player" },
@@ -87,18 +112,27 @@ export function player(clip) {
   element.addEventListener("keydown", (event) => {
     if (event.target.closest("select, input, button") && event.target !== scrub && event.key === " ") return;
     if (event.target === scrub && event.key !== " ") return;
-    const keys = { " ": () => toggle.click(), ArrowLeft: () => step(-1), ArrowRight: () => step(1), Home: () => show(0), End: () => show(total - 1) };
+    const keys = {
+      " ": () => toggle.click(),
+      ArrowLeft: () => step(-1),
+      ArrowRight: () => step(1),
+      Home: () => show(0),
+      End: () => show(total - 1),
+    };
     if (event.target.tagName === "SELECT" || !keys[event.key]) return;
     event.preventDefault();
     keys[event.key]();
   });
   sharpen(remembered("sharp", (clip.width ?? 0) <= SMALL));
   tick();
-  media(clip.path).then((url) => {
-    if (gone) return;
-    video.src = url;
-    if (!still.matches) video.play().catch(() => {});
-  }, () => element.prepend(h("p", { class: "error-text" }, "The clip could not be loaded.")));
+  media(clip.path).then(
+    (url) => {
+      if (gone) return;
+      video.src = url;
+      if (!still.matches) video.play().catch(() => {});
+    },
+    () => element.prepend(h("p", { class: "error-text" }, "The clip could not be loaded.")),
+  );
 
   return {
     element,

@@ -6,7 +6,11 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** A canvas that plays the latest preview: {element, show(data), destroy()}. Keeps one image at a time. */
 export function previewCanvas(fps) {
-  const canvas = h("canvas", { class: "screen-media sharp enlarged", role: "img", "aria-label": "Preview of the clip so far" });
+  const canvas = h("canvas", {
+    class: "screen-media sharp enlarged",
+    role: "img",
+    "aria-label": "Preview of the clip so far",
+  });
   const context = canvas.getContext("2d");
   let strip = null;
   let frames = 1;

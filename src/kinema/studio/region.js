@@ -12,9 +12,29 @@ export function regionControl(field, { change, values }) {
   let box = null;
   const shade = h("div", { class: "region-box" });
   const canvas = h("canvas", { class: "region-still", width: 320, height: 180 });
-  const area = h("div", { class: "region-area", "aria-hidden": "true" }, canvas, shade, h("span", { class: "region-hint" }, "Drag a box"));
-  const inputs = SIDES.map((side) => h("input", { type: "number", min: 0, max: 100, step: 0.1, "aria-label": `${field.label}, ${side}, percent`, placeholder: side, oninput: typed }));
-  const clear = h("button", { type: "button", class: "quiet small", onclick: () => (write(null), change(null)) }, "Clear the box");
+  const area = h(
+    "div",
+    { class: "region-area", "aria-hidden": "true" },
+    canvas,
+    shade,
+    h("span", { class: "region-hint" }, "Drag a box"),
+  );
+  const inputs = SIDES.map((side) =>
+    h("input", {
+      type: "number",
+      min: 0,
+      max: 100,
+      step: 0.1,
+      "aria-label": `${field.label}, ${side}, percent`,
+      placeholder: side,
+      oninput: typed,
+    }),
+  );
+  const clear = h(
+    "button",
+    { type: "button", class: "quiet small", onclick: () => (write(null), change(null)) },
+    "Clear the box",
+  );
   let from = null;
   let shown = "";
 
@@ -31,11 +51,18 @@ export function regionControl(field, { change, values }) {
     area.classList.toggle("chosen", Boolean(whole));
     if (!whole) return;
     const [left, top, right, bottom] = box.map((each) => each * 100);
-    Object.assign(shade.style, { left: `${left}%`, top: `${top}%`, width: `${Math.max(0, right - left)}%`, height: `${Math.max(0, bottom - top)}%` });
+    Object.assign(shade.style, {
+      left: `${left}%`,
+      top: `${top}%`,
+      width: `${Math.max(0, right - left)}%`,
+      height: `${Math.max(0, bottom - top)}%`,
+    });
   }
   function write(value) {
     box = value ?? null;
-    inputs.forEach((each, at) => (each.value = box?.[at] === null || box?.[at] === undefined ? "" : rounded(box[at] * 100)));
+    inputs.forEach(
+      (each, at) => (each.value = box?.[at] === null || box?.[at] === undefined ? "" : rounded(box[at] * 100)),
+    );
     place();
     refresh();
   }
@@ -71,5 +98,10 @@ export function regionControl(field, { change, values }) {
     if (still) canvas.getContext("2d").drawImage(still, 0, 0);
   }
   place();
-  return { element: h("div", { class: "stack" }, area, h("div", { class: "quad" }, inputs), clear), input: inputs[0], refresh, write };
+  return {
+    element: h("div", { class: "stack" }, area, h("div", { class: "quad" }, inputs), clear),
+    input: inputs[0],
+    refresh,
+    write,
+  };
 }

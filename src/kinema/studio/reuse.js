@@ -28,7 +28,11 @@ export async function offerRecipe(definitions, value, place, use, now = false) {
     fill(
       place,
       h("p", {}, "Kinema generated this clip", found.values.prompt ? `: “${found.values.prompt}”` : "", "."),
-      h("button", { type: "button", class: "quiet small", onclick: () => (close(), use(found, value.name)) }, "Use its settings"),
+      h(
+        "button",
+        { type: "button", class: "quiet small", onclick: () => (close(), use(found, value.name)) },
+        "Use its settings",
+      ),
       h("button", { type: "button", class: "link small", onclick: close }, "No"),
     );
   }

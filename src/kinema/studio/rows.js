@@ -24,7 +24,14 @@ export function rowsControl(field, { change }, blank, parts, add) {
     const name = field.label.toLowerCase();
     fill(
       list,
-      rows.map((row, at) => h("div", { class: "row" }, parts(row, changed), iconButton("close", `Remove ${name} ${at + 1}`, () => remove(row)))),
+      rows.map((row, at) =>
+        h(
+          "div",
+          { class: "row" },
+          parts(row, changed),
+          iconButton("close", `Remove ${name} ${at + 1}`, () => remove(row)),
+        ),
+      ),
     );
   }
   function write(value) {

@@ -11,9 +11,29 @@ import { previewCanvas } from "./preview.js";
 import { hasClip } from "./thumb.js";
 import { announce, failed, toast } from "./toast.js";
 
-export const PHASES = { load: "Loading the model", condition: "Reading the inputs", sample: "Sampling", decode: "Decoding frames", write: "Writing the clip" };
-export const STATES = { queued: "Waiting", in_progress: "Running", cancelling: "Stopping", cancelled: "Cancelled", completed: "Done", failed: "Failed", interrupted: "Interrupted" };
-const FORMATS = [["video", "mp4", "MP4 video, with its recipe"], ["gif", "gif", "GIF"], ["webp", "webp", "Animated WebP"], ["zip", "zip", "Frames as PNG (zip)"], ["recipe", "json", "Recipe (JSON)"]];
+export const PHASES = {
+  load: "Loading the model",
+  condition: "Reading the inputs",
+  sample: "Sampling",
+  decode: "Decoding frames",
+  write: "Writing the clip",
+};
+export const STATES = {
+  queued: "Waiting",
+  in_progress: "Running",
+  cancelling: "Stopping",
+  cancelled: "Cancelled",
+  completed: "Done",
+  failed: "Failed",
+  interrupted: "Interrupted",
+};
+const FORMATS = [
+  ["video", "mp4", "MP4 video, with its recipe"],
+  ["gif", "gif", "GIF"],
+  ["webp", "webp", "Animated WebP"],
+  ["zip", "zip", "Frames as PNG (zip)"],
+  ["recipe", "json", "Recipe (JSON)"],
+];
 
 /** The panel: {element, watch(video or null), destroy()}. ``actions(video)`` gives buttons for a finished clip. */
 export function screen({ actions, empty }) {
@@ -43,19 +63,23 @@ export function screen({ actions, empty }) {
     const view = progressView(video);
     cleanup.push(view.destroy);
     fill(element, view.element);
-    follow(video.id, (kind, data) => {
-      if (signal.aborted) return;
-      if (kind === "status") {
-        watched = { ...watched, ...data };
-        update(watched);
-        if (isFinal(watched)) {
-          announce(`${STATES[watched.status]}: ${watched.prompt || "clip"}`);
-          clear();
-          return void finished(watched);
+    follow(
+      video.id,
+      (kind, data) => {
+        if (signal.aborted) return;
+        if (kind === "status") {
+          watched = { ...watched, ...data };
+          update(watched);
+          if (isFinal(watched)) {
+            announce(`${STATES[watched.status]}: ${watched.prompt || "clip"}`);
+            clear();
+            return void finished(watched);
+          }
         }
-      }
-      view.event(kind, data);
-    }, signal).catch((error) => signal.aborted || fill(element, problem(error.message)));
+        view.event(kind, data);
+      },
+      signal,
+    ).catch((error) => signal.aborted || fill(element, problem(error.message)));
   }
 
   function finished(video) {
@@ -65,7 +89,14 @@ export function screen({ actions, empty }) {
     const words = { ...settled, ...Object.fromEntries(Object.entries(result).filter(([, value]) => value !== null)) };
     const parts = [];
     if (hasClip(video)) {
-      const made = player({ path: contentPath(video.id), fps: words.fps, frames: words.frames, width: words.width, height: words.height, label: video.prompt || "Clip" });
+      const made = player({
+        path: contentPath(video.id),
+        fps: words.fps,
+        frames: words.frames,
+        width: words.width,
+        height: words.height,
+        label: video.prompt || "Clip",
+      });
       cleanup.push(made.destroy);
       parts.push(made.element);
     } else parts.push(h("div", { class: "screen-frame blank" }, icon(video.status === "failed" ? "close" : "make")));
@@ -82,41 +113,75 @@ export function screen({ actions, empty }) {
 function ending(video) {
   const partial = hasClip(video) ? "The partial clip was kept." : "";
   if (video.status === "cancelled") return h("p", { class: "note" }, `Cancelled. ${partial}`);
-  if (video.status === "interrupted") return h("p", { class: "note" }, `Interrupted: the service stopped while it ran. ${partial}`);
+  if (video.status === "interrupted")
+    return h("p", { class: "note" }, `Interrupted: the service stopped while it ran. ${partial}`);
   return problem(video.error?.message ?? "the job failed");
 }
 
 const problem = (message) => h("p", { class: "error-box", role: "alert" }, sentence(message));
 
 function caption(video, words) {
-  const took = video.completed_at && video.started_at ? `took ${duration(video.completed_at - video.started_at)}` : null;
+  const took =
+    video.completed_at && video.started_at ? `took ${duration(video.completed_at - video.started_at)}` : null;
   const facts = words.frames && words.fps ? clipFacts({ clips: 1, ...words }) : [];
   return h(
     "div",
     { class: "caption" },
     h("p", { class: "caption-prompt" }, video.prompt || sentence(words.task ?? "clip")),
-    h("p", { class: "muted" }, [video.model, ...facts, words.seed !== undefined && `seed ${words.seed}`, took].filter(Boolean).join(" · ")),
-    video.notes?.length ? h("ul", { class: "reasons" }, [...new Set(video.notes)].map((each) => h("li", {}, sentence(each)))) : null,
+    h(
+      "p",
+      { class: "muted" },
+      [video.model, ...facts, words.seed !== undefined && `seed ${words.seed}`, took].filter(Boolean).join(" · "),
+    ),
+    video.notes?.length
+      ? h(
+          "ul",
+          { class: "reasons" },
+          [...new Set(video.notes)].map((each) => h("li", {}, sentence(each))),
+        )
+      : null,
   );
 }
 
 /** The menu of formats to save. */
 export function downloads(video) {
-  const name = (video.prompt || video.id).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "clip";
+  const name =
+    (video.prompt || video.id)
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 60) || "clip";
   const menu = h(
     "details",
     { class: "menu" },
     h("summary", { class: "button" }, icon("down"), "Download"),
-    h("div", { class: "menu-items" }, FORMATS.map(([variant, suffix, label]) => h("button", { type: "button", onclick: () => save(variant, suffix) }, label))),
+    h(
+      "div",
+      { class: "menu-items" },
+      FORMATS.map(([variant, suffix, label]) =>
+        h("button", { type: "button", onclick: () => save(variant, suffix) }, label),
+      ),
+    ),
   );
-  menu.addEventListener("keydown", (event) => event.key === "Escape" && ((menu.open = false), menu.querySelector("summary").focus()));
-  menu.addEventListener("focusout", (event) => event.relatedTarget && !menu.contains(event.relatedTarget) && (menu.open = false));
+  menu.addEventListener(
+    "keydown",
+    (event) => event.key === "Escape" && ((menu.open = false), menu.querySelector("summary").focus()),
+  );
+  menu.addEventListener(
+    "focusout",
+    (event) => event.relatedTarget && !menu.contains(event.relatedTarget) && (menu.open = false),
+  );
   async function save(variant, suffix) {
     menu.open = false;
+    const slow = setTimeout(() => (converting = toast(`Writing the ${suffix}…`, { stays: 300_000 })), 600);
+    let converting = null;
     try {
       await download(contentPath(video.id, variant), `${name}.${suffix}`);
     } catch (error) {
       failed(error);
+    } finally {
+      clearTimeout(slow);
+      converting?.();
     }
   }
   return menu;
@@ -126,7 +191,12 @@ export function downloads(video) {
 function progressView(video) {
   const settled = video.settled ?? {};
   const preview = previewCanvas(settled.fps);
-  const waiting = h("div", { class: "waiting" }, h("span", { class: "pulse" }), h("span", { class: "waiting-word" }, "Waiting for its turn"));
+  const waiting = h(
+    "div",
+    { class: "waiting" },
+    h("span", { class: "pulse" }),
+    h("span", { class: "waiting-word" }, "Waiting for its turn"),
+  );
   const frame = h("div", { class: "screen-frame" }, waiting);
   const bar = h("progress", { max: 100, value: video.progress ?? 0, "aria-label": "Progress" });
   const phase = h("span", { class: "phase" }, STATES[video.status]);
@@ -135,7 +205,11 @@ function progressView(video) {
   const notes = h("ul", { class: "reasons" });
   const seen = new Set();
   const cancel = h("button", { type: "button", class: "quiet", onclick: () => end(false) }, "Cancel");
-  const keep = h("button", { type: "button", class: "quiet", title: "Stop, and keep the clip as far as it is", onclick: () => end(true) }, "Stop and keep partial clip");
+  const keep = h(
+    "button",
+    { type: "button", class: "quiet", title: "Stop, and keep the clip as far as it is", onclick: () => end(true) },
+    "Stop and keep partial clip",
+  );
   const element = h(
     "div",
     { class: "stack" },
@@ -174,7 +248,7 @@ function progressView(video) {
     if (data.status === "queued") {
       const place = data.queue_position;
       phase.textContent = "Waiting";
-      eta.textContent = place ? `${place === 1 ? "next" : `number ${place}`} in the queue` : "";
+      eta.textContent = Number.isFinite(place) ? `${place === 0 ? "next" : `number ${place + 1}`} in the queue` : "";
     } else if (data.status === "cancelling") phase.textContent = "Stopping";
     else waiting.lastElementChild.textContent = "Starting";
     (data.notes ?? []).forEach(note);
@@ -210,7 +284,7 @@ function progressView(video) {
 
 /** The stages and phases of a job as a line of words, the current one marked. */
 function stageList(settled) {
-  const names = (settled.forecast?.stages ?? []).map((each) => each.stage ?? "base");
+  const names = settled.stages ?? [];
   const stages = names.length ? names : ["base"];
   const several = stages.length > 1;
   const order = ["load", "condition", ...stages.map((each) => `sample ${each}`), "decode", "write"];
@@ -234,4 +308,3 @@ function stageList(settled) {
     },
   };
 }
-

@@ -3,13 +3,16 @@
 import { assetPath, contentPath, media } from "./api.js";
 import { h, icon } from "./dom.js";
 
-const seen = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries) {
-    if (!isIntersecting) continue;
-    seen.unobserve(target);
-    load(target);
-  }
-}, { rootMargin: "200px" });
+const seen = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      load(target);
+    }
+  },
+  { rootMargin: "200px" },
+);
 
 async function load(image) {
   try {
@@ -34,7 +37,8 @@ export const hasClip = (video) => video.status === "completed" || Boolean(video.
 export function thumbnail(video) {
   const box = h("span", { class: "thumb" });
   if (hasClip(video)) box.append(lazyImage(contentPath(video.id, "thumbnail")));
-  else if (video.status === "in_progress" || video.status === "cancelling") box.append(h("span", { class: "thumb-share" }, `${video.progress ?? 0}%`));
+  else if (video.status === "in_progress" || video.status === "cancelling")
+    box.append(h("span", { class: "thumb-share" }, `${video.progress ?? 0}%`));
   else box.append(icon(video.status === "failed" ? "close" : "make"));
   return box;
 }

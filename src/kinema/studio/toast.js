@@ -13,7 +13,11 @@ export function toast(message, { error = false, action = null, stays = STAYS } =
     { class: error ? "toast error" : "toast", role: error ? "alert" : "status" },
     h("span", {}, message),
     action && h("button", { type: "button", class: "link", onclick: () => (remove(), action.run()) }, action.label),
-    h("button", { type: "button", class: "icon-button", "aria-label": "Close this message", onclick: remove }, icon("close")),
+    h(
+      "button",
+      { type: "button", class: "icon-button", "aria-label": "Close this message", onclick: remove },
+      icon("close"),
+    ),
   );
   host.append(element);
   while (host.childElementCount > 4) host.firstElementChild.remove();

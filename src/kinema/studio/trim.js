@@ -23,12 +23,29 @@ export function trimmer(file, ends, change) {
   const element = h("div", { class: "stack trim-box" }, bar, words);
 
   const seconds = (frame) => (file.fps ? ` (${(frame / file.fps).toFixed(2)} s)` : "");
-  const limit = (end, frame) => (end === "start" ? Math.min(Math.max(0, frame), cut.end - 1) : Math.max(Math.min(total, frame), cut.start + 1));
+  const limit = (end, frame) =>
+    end === "start" ? Math.min(Math.max(0, frame), cut.end - 1) : Math.max(Math.min(total, frame), cut.start + 1);
 
   function handle(end) {
-    const knob = h("div", { class: `trim-handle trim-${end}`, role: "slider", tabIndex: 0, "aria-label": end === "start" ? "Start of the part used" : "End of the part used", "aria-valuemin": 0, "aria-valuemax": total });
+    const knob = h("div", {
+      class: `trim-handle trim-${end}`,
+      role: "slider",
+      tabIndex: 0,
+      "aria-label": end === "start" ? "Start of the part used" : "End of the part used",
+      "aria-valuemin": 0,
+      "aria-valuemax": total,
+    });
     knob.addEventListener("keydown", (event) => {
-      const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -total, End: total };
+      const steps = {
+        ArrowLeft: -1,
+        ArrowDown: -1,
+        ArrowRight: 1,
+        ArrowUp: 1,
+        PageDown: -10,
+        PageUp: 10,
+        Home: -total,
+        End: total,
+      };
       if (!(event.key in steps)) return;
       event.preventDefault();
       put(end, cut[end] + steps[event.key]);
@@ -60,7 +77,9 @@ export function trimmer(file, ends, change) {
     before.style.width = `${(cut.start / total) * 100}%`;
     after.style.width = `${(1 - cut.end / total) * 100}%`;
     const whole = cut.start === 0 && cut.end === total;
-    words.textContent = whole ? `All ${total} frames${seconds(total)}` : `Frames ${cut.start} to ${cut.end - 1}: ${cut.end - cut.start} of ${total}${seconds(cut.end - cut.start)}`;
+    words.textContent = whole
+      ? `All ${total} frames${seconds(total)}`
+      : `Frames ${cut.start} to ${cut.end - 1}: ${cut.end - cut.start} of ${total}${seconds(cut.end - cut.start)}`;
   }
   const frameOf = (value, otherwise) => {
     if (value === null || value === undefined || value === "") return otherwise;
@@ -70,12 +89,27 @@ export function trimmer(file, ends, change) {
   };
 
   const context = strip.getContext("2d");
-  filmstrip(file, THUMBS, (frame, index) => {
-    const width = strip.width / THUMBS;
-    const scale = Math.max(width / frame.width, strip.height / frame.height);
-    const [w, h_] = [width / scale, strip.height / scale];
-    context.drawImage(frame, (frame.width - w) / 2, (frame.height - h_) / 2, w, h_, index * width, 0, width, strip.height);
-  }, stop.signal).catch(() => strip.classList.add("empty"));
+  filmstrip(
+    file,
+    THUMBS,
+    (frame, index) => {
+      const width = strip.width / THUMBS;
+      const scale = Math.max(width / frame.width, strip.height / frame.height);
+      const [w, h_] = [width / scale, strip.height / scale];
+      context.drawImage(
+        frame,
+        (frame.width - w) / 2,
+        (frame.height - h_) / 2,
+        w,
+        h_,
+        index * width,
+        0,
+        width,
+        strip.height,
+      );
+    },
+    stop.signal,
+  ).catch(() => strip.classList.add("empty"));
   display();
 
   return {

@@ -267,7 +267,7 @@ def check_names(values: Mapping[str, Any]) -> None:
 def from_form(f: Field | None, name: str, node: Any) -> Any:
     """A value of a form, by its field's type; tables of texts stay texts where the body says so."""
     if f is None or name in ("video", "input_reference") or name == "seconds":
-        return fields.from_json(node, name) if isinstance(node, str) and node.lstrip().startswith("{") else node
+        return fields.from_json(node, name, name) if isinstance(node, str) and node.lstrip().startswith("{") else node
     if name == "lora" and not isinstance(node, str):
         several = node if isinstance(node, list) else [node]
         return [_lora_from_form(each) for each in several]
@@ -419,8 +419,11 @@ def checked(request: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
         found = Request.from_table(request)
     except BadRequest as error:
         raise _named(str(error), request, names) from None
-    for name, file in found.files().items():
-        reference(names.get(name, name.replace("keyframe ", "keyframes[") + "]" * name.startswith("keyframe ")), file)
+    for name in FILES:
+        if (file := getattr(found, name)) is not None:
+            reference(names.get(name, name), file)
+    for frame, file in found.keyframes.items():
+        reference(f"keyframes[{frame}]", file)
     for name in ("image_model", "super_resolution"):
         if (value := getattr(found, name)) is not None:
             listed(name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import BaseRoute, Match
 
 from kinema.schema import BadRequest
 from kinema.server.jobs import ServiceError
@@ -52,7 +53,7 @@ class Public:
         self._other = re.compile(rf"(?:{longest})")
 
     def __call__(self, message: str) -> str:
-        return cut(self._other.sub("…", self._store.sub(r"\1", message)), MAX_MESSAGE)
+        return self._other.sub("…", self._store.sub(r"\1", message))
 
 
 def payload(status: int, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def answer(error: ServiceError, public: Public, headers: Mapping[str, str] | Non
         more.setdefault("WWW-Authenticate", "Bearer")
     if error.status == 408:
         more["Connection"] = "close"  # or the client could keep sending slowly
-    body = payload(error.status, error.code, public(error.message), getattr(error, "param", None))
+    body = payload(error.status, error.code, cut(public(error.message), MAX_MESSAGE), getattr(error, "param", None))
     return JSONResponse(body, error.status, more)
 
 
@@ -100,11 +101,20 @@ def invalid(error: RequestValidationError) -> FieldError:
     return FieldError(f"{name} is {quoted(first.get('input'))}: {first['msg'][:1].lower()}{first['msg'][1:]}", name)
 
 
-def install(app: FastAPI, public: Public) -> None:
+def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
+    """The methods of an address over all of its routes; Starlette names those of the first one."""
+    matching = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+
+
+def install(app: FastAPI, public: Public, routes: Sequence[BaseRoute]) -> None:
     """Answer all errors of the app's routes in this form."""
 
-    async def known(_request: Request, error: Exception) -> JSONResponse:
-        return answer(refused(error), public, getattr(error, "headers", None))
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        headers = dict(getattr(error, "headers", None) or {})
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(routes, request))
+        return answer(refused(error), public, headers)
 
     async def validation(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

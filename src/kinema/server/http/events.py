@@ -17,9 +17,12 @@ from kinema.server.http.service import Here, Service, VideoId, known_query
 from kinema.server.http.videos import video_object
 from kinema.server.jobs import Progress, ServiceError
 
+OF_EVENT = ("status", "progress", "error", "result")
+"""Keys that an event of a new status has itself."""
 PING = 10
 """Seconds between comments that keep the connection open."""
-_STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
+_STREAM = {200: {"description": "Events", "content": {"text/event-stream": {"schema": _EVENT}}}}
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"], dependencies=[Depends(known_query)])
 
@@ -88,11 +91,14 @@ async def _next(source: AsyncIterator[Progress], stopping: asyncio.Future[Any]) 
 
 
 def _data(service: Service, video_id: str, progress: Progress) -> Any:
-    """The data of an event. A status is the whole video; the event's own values win, as the job may have changed."""
+    """The data of an event. A status is the whole video, in the state of the event: the job may have changed since."""
+    if progress.kind == "preview":  # an image: no text that could name a path
+        return dict(progress.data)
     own = service.plain(progress.data)
     if progress.kind != "status":
         return own
     try:
-        return {**video_object(service, service.engine.get(video_id)), **own}
+        whole = video_object(service, service.engine.get(video_id))
     except ServiceError:  # removed meanwhile
         return {"id": video_id, "object": "video", **own}
+    return {**whole, **{name: own[name] for name in OF_EVENT if name in own}}

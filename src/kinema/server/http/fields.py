@@ -29,6 +29,8 @@ RENAMED = {
 """What other servers call fields of `Request`."""
 OF_FAMILIES = {"flow_shift": "flow_shift", "guidance_scale_2": "guidance_scale_2"}
 """What other servers call options that only some families have: name to the option in ``extra``."""
+MAX_VALUES = 20_000
+"""Maximum values in a JSON body."""
 FILES = ("image", "last_image", "video", "mask")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,24}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
@@ -187,15 +189,18 @@ def _scalar(name: str, kind: Any, text: str) -> Any:  # noqa: PLR0911 (one retur
         return [typed(name, get_args(kind)[0], part.strip()) for part in text.split(",")]
     if kind is Any and not (_NUMBER.fullmatch(text) or text[:1] in "[{" or text in ("true", "false", "null")):
         return text
-    return from_json(text, name)
+    return from_json(text, name, name)
 
 
-def from_json(text: str, name: str) -> Any:
-    """JSON within a field of a form."""
+def from_json(text: str, name: str, param: str | None = None) -> Any:
+    """JSON of a body or of a field of a form, within limits. Raises `FieldError`."""
+    values = sum(map(text.count, ",[{"))
+    if values > MAX_VALUES:  # checking more would keep others waiting
+        raise FieldError(f"{name} holds about {values:,} values; at most {MAX_VALUES:,} are read", param)
     try:
         return bounds.from_json(text, name, pairs=distinct)
     except BadRequest as error:
-        raise FieldError(str(error), name) from None
+        raise FieldError(str(error), param, code="invalid_json") from None
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

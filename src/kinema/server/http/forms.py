@@ -17,10 +17,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from kinema import bounds
-from kinema.schema import BadRequest
 from kinema.server.http.errors import FieldError
-from kinema.server.http.fields import distinct
+from kinema.server.http.fields import from_json
 from kinema.server.jobs import ServiceError
 from kinema.server.settings import Limits
 from kinema.values import cut_middle, quoted
@@ -56,19 +54,17 @@ class Form:
             each.path.unlink(missing_ok=True)
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """The object in a JSON body; an empty body counts as ``{}``. `FieldError` for anything else."""
+async def read_json(request: Request, *, empty: bool = False) -> dict[str, Any]:
+    """The object in a JSON body; with ``empty``, no body counts as ``{}``. `FieldError` for anything else."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-    if not data:
+    if not data and empty:
         return {}
     try:
-        value = bounds.from_json(bytes(data).decode(), "the body", pairs=distinct)
+        value = from_json(data.decode(), "the body")
     except UnicodeDecodeError as error:
         raise FieldError(f"the body is not UTF-8 text (byte {error.start:,})", code="invalid_json") from None
-    except BadRequest as error:
-        raise FieldError(str(error), code="invalid_json") from None
     if not isinstance(value, dict):
         raise FieldError(f"the body is {quoted(value)}; expected an object", code="invalid_json")
     check_texts(value)

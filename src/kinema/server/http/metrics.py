@@ -82,6 +82,6 @@ class Metrics(Collector):
         loaded = GaugeMetricFamily("kinema_loaded_bytes", "Bytes of loaded models", labels=["device"])
         for worker in queue["workers"]:
             restarts.add_metric([worker["device"]], worker.get("restarts", 0))
-            loaded.add_metric([worker["device"]], sum(each["bytes"] for each in worker.get("models", ())))
+            loaded.add_metric([worker["device"]], sum(each["bytes"] for each in worker.get("loaded", ())))
         yield restarts
         yield loaded

@@ -28,7 +28,7 @@ async def _rows(service: Service) -> list[dict[str, Any]]:
 @router.get("", response_model=schemas.ModelList)
 async def listed(service: Here) -> dict[str, Any]:
     """Models, add-ons and LoRAs, with their sizes, licences and downloads."""
-    return {"object": "list", "data": await _rows(service)}
+    return {"object": "list", "data": await _rows(service), "downloads": not service.settings.offline}
 
 
 @router.post("/{model_id:path}/download", response_model=schemas.Model, dependencies=Bare)

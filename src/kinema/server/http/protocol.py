@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kinema.server.http.errors import payload
-from kinema.server.http.security import HEADERS
+from kinema.server.http.security import HEADERS, Stalled
 
 HEAD_SECONDS = 15.0
 """Seconds within which the headers of a request must arrive, and an open connection must send one."""
@@ -21,6 +22,22 @@ class Connection(H11Protocol):
     """A connection that is closed if a request's headers do not arrive in time."""
 
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.app: Any = self._dropping(self.app)
+
+    def _dropping(self, app: ASGIApp) -> ASGIApp:
+        """The app; the connection of a client that does not read is dropped, with what it has not read."""
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except Stalled:
+                self.transport.abort()
+                await asyncio.sleep(0)  # so that uvicorn sees that the client has gone
+
+        return run
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -138,6 +138,7 @@ class Model(Open):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+    downloads: bool = Field(description="whether clients may start downloads")
 
 
 class Health(BaseModel):

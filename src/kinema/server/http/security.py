@@ -31,10 +31,10 @@ OPEN = PAGES | {"/openapi.json", "/healthz"}
 STATIC = "/studio/"
 """Paths that need no token, and where such paths start: static, and the same for everyone."""
 BODIES = ("application/json", "multipart/form-data")
-BODILESS = frozenset({"GET", "HEAD", "DELETE"})
 MAX_TARGET = 4096
 """Maximum bytes of a request's path and query."""
 MAX_HEADERS = 64
+MAX_HEADER_BYTES = 2**15
 MIN_RATE = 1024
 """Minimum bytes a second of a body that takes longer than the permitted silence."""
 STALLED = 60.0
@@ -113,6 +113,10 @@ class Checks:
             raise ServiceError(414, "too_large", f"the address is longer than {MAX_TARGET:,} bytes")
         if len(scope["headers"]) > MAX_HEADERS:
             raise ServiceError(431, "too_large", f"the request has more than {MAX_HEADERS} headers")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise ServiceError(431, "too_large", f"the headers are longer than {MAX_HEADER_BYTES:,} bytes")
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ServiceError(400, "invalid_http", "the request is not HTTP/1.1")
 
     def _host(self, headers: Headers) -> str:
         """The Host header, with its port."""
@@ -121,7 +125,7 @@ class Checks:
         if found is None:
             raise FieldError("the request needs one Host header", "Host", code="wrong_host")
         if found["name"].strip("[]").lower() not in self._hosts:
-            message = f"the service does not answer to the host {quoted(given[0])}; allow it with --allowed-host"
+            message = f"the service does not answer to the host {quoted(given[0])}; allow it with --allow-host"
             raise FieldError(message, "Host", status=403, code="wrong_host")
         return given[0].lower()
 
@@ -150,12 +154,11 @@ class Checks:
             raise FieldError(message, "Authorization", status=401, code="invalid_api_key")
 
     def _body(self, scope: Scope, headers: Headers) -> None:
-        length = headers.get("content-length")
-        empty = length in (None, "0") and "transfer-encoding" not in headers
+        length, empty = headers.get("content-length"), not has_body(headers)
+        if length is not None and "transfer-encoding" in headers:  # proxies disagree about which counts
+            raise ServiceError(400, "invalid_http", "the body has both a length and a transfer coding")
         if scope["method"] != "POST":
-            if not empty and scope["method"] in BODILESS:
-                raise ServiceError(400, "unexpected_body", f"{scope['method']} has no body; give it in the address")
-            return
+            return  # see `has_body`
         kind = content_type(headers)
         if kind not in BODIES and not (empty and not kind):
             message = f"the content type is {quoted(kind)}; expected application/json or multipart/form-data"
@@ -170,6 +173,10 @@ class Checks:
 
 def content_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def most_bytes(kind: str, limits: Limits) -> int:
@@ -208,7 +215,7 @@ class Guard:
             self._checks(scope)
             await self._app(scope, Body(scope, receive, self._limits), answering)
         except Stalled:
-            pass  # uvicorn closes the connection of an answer without an end
+            raise
         except Exception as error:
             failure = refused(error)
             if not answering.status:
@@ -220,7 +227,7 @@ class Guard:
 
 
 class Stalled(Exception):
-    """The client does not read its answer."""
+    """The client does not read its answer; `kinema.server.http.protocol` drops the connection."""
 
 
 class Answering:

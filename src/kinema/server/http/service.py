@@ -11,10 +11,12 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Path, Request
 
 from kinema import registry
+from kinema.server.conversions import Conversions
 from kinema.server.engine import Engine
 from kinema.server.http.bodies import Bodies
 from kinema.server.http.errors import FieldError, Public
 from kinema.server.http.metrics import Metrics
+from kinema.server.http.security import has_body
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, ServiceError
 from kinema.server.settings import Settings
 from kinema.values import quoted
@@ -31,6 +33,7 @@ class Service:
     bodies: Bodies
     streams: int = 0
     """Event streams that are open."""
+    conversions: Conversions = field(default_factory=Conversions)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def plain(self, value: Any) -> Any:
@@ -53,7 +56,9 @@ def service_of(request: Request) -> Service:
 
 
 def known_query(request: Request) -> None:
-    """Refuse query parameters that the route does not have, and repeated ones."""
+    """Refuse query parameters that the route does not have, repeated ones, and bodies where none is read."""
+    if request.method != "POST" and has_body(request.headers):
+        raise ServiceError(400, "unexpected_body", f"{request.method} has no body; give it in the address")
     known = {each.alias for each in request.scope["route"].dependant.query_params}
     given = [name for name, _ in request.query_params.multi_items()]
     for name in given:

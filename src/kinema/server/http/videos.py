@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from kinema.server.conversions import FORMATS
 from kinema.server.http import schemas
 from kinema.server.http.bodies import CREATE, EDIT, EXTEND, Route
 from kinema.server.http.contents import opened
@@ -23,13 +25,14 @@ from kinema.server.http.service import Here, Service, VideoId, known_query
 from kinema.server.jobs import VIDEO_ID, Job, ServiceError, Status
 from kinema.values import quoted
 
-Variant = Literal["video", "thumbnail", "spritesheet", "frames", "recipe"]
+Variant = Literal["video", "thumbnail", "spritesheet", "frames", "recipe", "gif", "webp", "zip"]
 VARIANTS: dict[str, tuple[str, str]] = {
     "video": ("video/mp4", ".mp4"),
     "thumbnail": ("image/webp", ".webp"),
     "spritesheet": ("image/jpeg", ".jpg"),
     "frames": ("application/octet-stream", ".npz"),
     "recipe": ("application/json", ".json"),
+    **{name: (kind, f".{name}") for name, kind in FORMATS.items()},
 }
 """Media type and suffix of each file of a clip."""
 DELETE_ATTEMPTS = 8
@@ -191,13 +194,21 @@ async def content(
     video_id: VideoId,
     request: Request,
     service: Here,
-    variant: Annotated[Variant, Query(description="frames: lossless, as a NumPy archive")] = "video",
+    variant: Annotated[Variant, Query(description="frames: lossless, as a NumPy archive; zip: as png files")] = "video",
 ) -> Response:
     """A file of a finished video. Single ranges are supported."""
-    path = service.engine.content(video_id, variant)
+    path = await _file(service, video_id, variant)
     kind, suffix = VARIANTS[variant]
-    name = f"{video_id}{suffix}" if variant in ("video", "frames") else f"{video_id}-{variant}{suffix}"
+    name = f"{video_id}{suffix}" if variant in ("video", "frames", *FORMATS) else f"{video_id}-{variant}{suffix}"
     return await opened(path, name, kind, request.headers)
+
+
+async def _file(service: Service, video_id: str, variant: Any) -> Path:
+    if variant not in FORMATS:
+        return service.engine.content(video_id, variant)
+    frames, recipe = (service.engine.content(video_id, each) for each in ("frames", "recipe"))
+    fps = (service.engine.get(video_id).result or {}).get("fps", service.engine.get(video_id).settled.fps)
+    return await service.conversions.path(frames, recipe, fps, variant)
 
 
 router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
@@ -237,7 +248,7 @@ def _deleted(job: Job, deleted: bool) -> dict[str, Any]:
 
 async def _no_body(request: Request) -> None:
     """Refuse a body with values where the route has none."""
-    if content_type(request.headers) == "multipart/form-data" or await read_json(request):
+    if content_type(request.headers) == "multipart/form-data" or await read_json(request, empty=True):
         raise FieldError("this address takes no values in its body", code="unexpected_body")
 
 
