@@ -52,6 +52,7 @@ FORMATS = {
     "evaluation/results.py": {"made"},
     "events.py": {"picture"},
     "previews.py": {"picture"},
+    "server/worker.py": {"picture"},
     "training/latents.py": {"picture"},
     "training/outputs.py": {"picture"},  # names of sample files
 }

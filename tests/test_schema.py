@@ -67,9 +67,10 @@ def test_every_field_refuses_values_of_the_wrong_type_in_one_short_sentence() ->
     }
     for field in dataclasses.fields(Request):
         accepts = accepts_type.get(str(field.type).removesuffix(" | None"), lambda _: False)
-        one = {"keyframes": "keyframe ", "prompt_spans": "prompt at "}.get(field.name, "no entry")
+        one = {"keyframes": "keyframe ", "masks": "mask at ", "prompt_spans": "prompt at "}.get(field.name, "no entry")
         for value in WRONG:
-            if accepts(value) and value != 10**400 and field.name != "keyframes":  # keyframes are integers
+            by_frame = field.name in ("keyframes", "masks")  # whose frames are integers
+            if accepts(value) and value != 10**400 and not by_frame:
                 continue
             with pytest.raises(BadRequest, match=rf"^({field.name} is .*; expected |{one})") as caught:
                 Request(**{field.name: value})

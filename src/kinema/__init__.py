@@ -16,18 +16,24 @@ if TYPE_CHECKING:
     from kinema.api import load
     from kinema.cancel import Cancel
     from kinema.canvas import Canvas
-    from kinema.schema import BadRequest, Cancelled, Clip, Request, Shape
+    from kinema.client.service import connect
+    from kinema.document import Document
+    from kinema.schema import BadRequest, Cancelled, Clip, JobFailed, Request, Shape
 
 __version__ = "0.1.0"
-__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "Request", "Shape", "__version__", "load"]
+__all__ = ["BadRequest", "Cancel", "Cancelled", "Canvas", "Clip", "Document", "JobFailed", "Request", "Shape"]
+__all__ += ["__version__", "connect", "load"]
 
 _HOMES = {
+    "connect": "kinema.client.service",
     "load": "kinema.api",
     "BadRequest": "kinema.schema",
     "Cancel": "kinema.cancel",
     "Cancelled": "kinema.schema",
     "Canvas": "kinema.canvas",
     "Clip": "kinema.schema",
+    "JobFailed": "kinema.schema",
+    "Document": "kinema.document",
     "Request": "kinema.schema",
     "Shape": "kinema.schema",
 }

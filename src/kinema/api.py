@@ -17,20 +17,17 @@ from kinema.memory.free import parse_bytes
 from kinema.memory.offload import LEVELS
 from kinema.previews import Previews
 from kinema.registry import unknown_name
-from kinema.schema import BadRequest, Clip, Request, TaskName
+from kinema.schema import BadRequest, Clip, Request
 from kinema.system import MemoryOptions, System, open_system
+from kinema.verbs import Verbs
 
 Preview = bool | Previews
 """Whether to report previews of x0 during sampling; `kinema.previews.Previews` sets their rate and size."""
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A loaded model with one method per task. Every method takes the options of `Request` by name.
-
-    Like `run`, each also takes ``on_event`` (a listener), ``preview`` (report downscaled frames of the clip so far) and
-    ``cancel`` (a token that another thread may set: ``cancel=kinema.Cancel()``).
-    """
+class Model(Verbs):
+    """A loaded model with one method per task (`Verbs`); `run` takes a `Request`."""
 
     system: System
 
@@ -61,58 +58,8 @@ class Model:
         """Set the active LoRA files and their weights; ``{}`` restores the model's own weights."""
         self.system.use_loras(loras)
 
-    def generate(self, prompt: str, **options: Any) -> Clip:
-        """Text to video: ``model.generate("a red ball rolls right")``."""
-        return self._run("generate", prompt=prompt, **options)
-
-    def animate(self, image: str | Path | None = None, prompt: str = "", **options: Any) -> Clip:
-        """Image to video. ``last_image`` or ``loop`` set the last frame, ``keyframes={5: "a.png"}`` any frame, with or
-        without an image; ``region`` makes a cinemagraph.
-        """
-        return self._run("animate", image=image, prompt=prompt, **options)
-
-    def interpolate(self, video: str | Path | None = None, **options: Any) -> Clip:
-        """Add frames between those of a clip (``every``), or between ``image`` and ``last_image``."""
-        return self._run("interpolate", video=video, **options)
-
-    def extend(self, video: str | Path, **options: Any) -> Clip:
-        """Extend a clip to ``frames`` frames in total, at its end, or at its start with ``backward``; ``loop`` leads
-        back to its first frame.
-        """
-        return self._run("extend", video=video, **options)
-
-    def inpaint(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
-        """Generate new content in the ``region`` or ``mask`` of a clip; with ``outside``, around it (outpainting)."""
-        return self._run("inpaint", video=video, prompt=prompt, **options)
-
-    def edit(self, video: str | Path, prompt: str, **options: Any) -> Clip:
-        """Change a clip to match the prompt; ``strength`` controls how much (SDEdit)."""
-        return self._run("edit", video=video, prompt=prompt, **options)
-
-    def upscale(self, video: str | Path, prompt: str = "", **options: Any) -> Clip:
-        """Enlarge a clip by ``scale``; ``every`` also adds frames in between."""
-        return self._run("upscale", video=video, prompt=prompt, **options)
-
-    def _run(
-        self,
-        task: TaskName,
-        *,
-        on_event: OnEvent = ignore,
-        preview: Preview = False,
-        cancel: Cancel | None = None,
-        **options: Any,
-    ) -> Clip:
-        return self.run(_request(task, **options), on_event=on_event, preview=preview, cancel=cancel)
-
-
-def _request(task: TaskName, **options: Any) -> Request:
-    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
-    if isinstance(values.get("loras"), Mapping):
-        values["loras"] = {str(file): weight for file, weight in values["loras"].items()}
-    try:
-        return Request(task=task, **values)
-    except TypeError as error:
-        raise BadRequest(f"{task} does not have this option: {str(error).split(') ')[-1]}") from None
+    def _run(self, request: Request, *, on_event: OnEvent, preview: Preview, cancel: Cancel | None) -> Clip:
+        return self.run(request, on_event=on_event, preview=preview, cancel=cancel)
 
 
 def load(

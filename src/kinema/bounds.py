@@ -144,10 +144,12 @@ def from_json(
     *,
     infinite: bool = False,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    longest: int = MAX_TEXT,
 ) -> Any:
     """Parse JSON within the limits above. ``infinite`` allows ±Infinity; NaN is refused. Raises `BadRequest`.
 
-    ``pairs`` is the ``object_pairs_hook`` of `json.loads`; a `ValueError` from it counts as damaged JSON.
+    ``longest`` is the maximum number of characters of one text. ``pairs`` is the
+    ``object_pairs_hook`` of `json.loads`; a `ValueError` from it counts as damaged JSON.
     """
     comma, opened = (b",", (b"[", b"{")) if isinstance(text, bytes) else (",", ("[", "{"))
     if text.count(comma) + sum(map(text.count, opened)) > MAX_VALUES:  # type: ignore[arg-type]
@@ -174,7 +176,7 @@ def from_json(
         reason = error.msg.lower() if isinstance(error, json.JSONDecodeError) else str(error)
         at = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise BadRequest(f"{where} is damaged: it is not JSON ({reason}{at})") from error
-    check(data, where, infinite=infinite)
+    check(data, where, infinite=infinite, longest=longest)
     return data
 
 
@@ -237,7 +239,7 @@ def from_yaml(text: str, where: str) -> Any:
     return data
 
 
-def check(value: Any, where: str, *, infinite: bool = False) -> None:
+def check(value: Any, where: str, *, infinite: bool = False, longest: int = MAX_TEXT) -> None:
     """Raise `BadRequest` for parsed data that is too deep, too large, or not plain data."""
     stack: list[tuple[Any, int]] = [(value, 0)]
     count = 0
@@ -250,22 +252,22 @@ def check(value: Any, where: str, *, infinite: bool = False) -> None:
         count += 1
         if isinstance(each, Mapping):
             for name, inner in each.items():
-                _scalar(name, where, infinite=infinite)
+                _scalar(name, where, MAX_TEXT, infinite=infinite)
                 stack.append((inner, depth + 1))
         elif isinstance(each, list | tuple):
             stack.extend((inner, depth + 1) for inner in each)
         else:
-            _scalar(each, where, infinite=infinite)
+            _scalar(each, where, longest, infinite=infinite)
         if len(stack) > MAX_VALUES:
             raise BadRequest(f"{where} holds more than {MAX_VALUES:,} values; at most that many are read")
 
 
-def _scalar(value: Any, where: str, *, infinite: bool) -> None:
+def _scalar(value: Any, where: str, longest: int, *, infinite: bool) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
-        if len(value) > MAX_TEXT:
-            raise BadRequest(f"{where} holds a text of {len(value):,} characters; at most {MAX_TEXT:,} are read")
+        if len(value) > longest:
+            raise BadRequest(f"{where} holds a text of {len(value):,} characters; at most {longest:,} are read")
     elif isinstance(value, int):
         if value.bit_length() > MAX_DIGITS * 10 // 3:
             raise BadRequest(f"{where} holds {quoted(value)}; at most {MAX_DIGITS} digits are read")

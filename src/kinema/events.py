@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the run starts: "load", "condition", "sample", "decode" or "write"."""
+    """A phase of the run starts: "load", "condition", "sample", "decode" or "write".
+
+    Runs on a service also have "upload", "queue" and "download".
+    """
 
     name: str
     detail: str = ""

@@ -137,7 +137,7 @@ def replaced(
     Other option values are kept, even if they equal a file name.
     """
     extra = {
-        key: _with(value, {file: extra_names[file] for family in families for file in _files(family, key, value)})
+        key: substituted(value, {file: extra_names[file] for family in families for file in _files(family, key, value)})
         for key, value in request.extra.items()
     }
     return request.with_files(own).with_(extra=extra)
@@ -147,12 +147,12 @@ def _files(family: Family, key: str, value: Any) -> tuple[str, ...]:
     return family.sampling.files(Request(extra={key: value}))
 
 
-def _with(value: Any, names: Mapping[str, str]) -> Any:
+def substituted(value: Any, names: Mapping[str, str]) -> Any:
     """Replace files in a nested value, including the keys of mappings."""
     if isinstance(value, Mapping):
-        return {_with(key, names): _with(inner, names) for key, inner in value.items()}
+        return {substituted(key, names): substituted(inner, names) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_with(inner, names) for inner in value]
+        return [substituted(inner, names) for inner in value]
     return names.get(str(value), value) if isinstance(value, str | Path) else value
 
 

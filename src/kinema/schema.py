@@ -72,6 +72,10 @@ class Cancelled(Exception):
         self.clip, self.keep_partial, self.small = clip, keep_partial, small
 
 
+class JobFailed(Exception):
+    """A service accepted a job and could not finish it, or cannot be reached any more. The message is one sentence."""
+
+
 # --------------------------------------------------------------------------------------- shapes
 
 
@@ -140,6 +144,8 @@ _FILES = ("image", "last_image", "video", "mask")
 _FRAME = re.compile(r"[0-9]{1,4}")
 _GIVEN = ("honour", "reconstruction_weight", "fit")
 _REGION = ("mask", "region", "outside")
+_BY_FRAME = ("keyframes", "masks")
+"""Fields that map frames to files."""
 _SUPER_RESOLUTION = ("super_resolution", "super_resolution_weight")
 _VIDEO = ("video", "start", "end")
 _IMAGES = ("image", "image_model", "last_image", "keyframes")
@@ -149,7 +155,7 @@ TASK_FIELDS: dict[TaskName, tuple[str, ...]] = {
     "animate": (*_IMAGES, "start", "loop", *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "interpolate": (*_VIDEO, "image", "last_image", "every", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "extend": (*_VIDEO, "keep", "backward", "loop", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
-    "inpaint": (*_VIDEO, *_REGION, *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
+    "inpaint": (*_VIDEO, *_REGION, "masks", *_GIVEN, *FREE_INIT, *_SUPER_RESOLUTION),
     "edit": (*_VIDEO, "strength", "fit", *_SUPER_RESOLUTION),
     "upscale": (*_VIDEO, "scale", "every", "fit", "super_resolution_weight"),
 }
@@ -260,6 +266,15 @@ class Request:
         "end of the part of the clip to use, exclusive: 2.5 or 60f; frames count from 0f, at a constant frame rate"
     )
     mask: str | None = option("image or clip that is white where new content is generated", None, path=True)
+    masks: Mapping[str, str] = by_frame(
+        "mask image painted for one frame (counted from 0), white where new content is generated; optical flow carries "
+        "the masks to the frames between, before and after; may be repeated",
+        word="mask-at",
+        metavar="FRAME=PATH",
+        expected="frames mapped to files",
+        path=True,
+    )
+    """Sorted by frame, like ``keyframes``."""
     region: tuple[float, float, float, float] | None = option(
         "box left,top,right,bottom, as fractions of the frame, where new content is generated", None
     )
@@ -338,7 +353,8 @@ class Request:
             if value is not given:
                 object.__setattr__(self, f.name, value)
             _check(f, value)
-        object.__setattr__(self, "keyframes", _sorted_keyframes(self.keyframes))
+        for name in _BY_FRAME:
+            object.__setattr__(self, name, _sorted(_one(name), getattr(self, name)))
         if self.frames and self.height and self.width and self.pixels > MAX_PIXELS:
             raise BadRequest(
                 f"{values.counted(self.clips, 'clip')} of {self.frames} frames at {self.width}×{self.height} exceed "
@@ -369,18 +385,22 @@ class Request:
         return replace(self, **changes)
 
     def files(self) -> dict[str, str]:
-        """Return the input files by role: "image", "last_image", "video", "mask" or "keyframe 5".
+        """Return the input files by role: "image", "last_image", "video", "mask", "keyframe 5" or "mask at 5".
 
         Files in ``extra`` are not included: only the family knows which of its options are files.
         """
         own = {name: value for name in _FILES if (value := getattr(self, name))}
-        return own | {f"keyframe {frame}": file for frame, file in self.keyframes.items()}
+        for name in _BY_FRAME:
+            own |= {f"{_one(name)} {frame}": file for frame, file in getattr(self, name).items()}
+        return own
 
     def with_files(self, files: Mapping[str, str]) -> Request:
         """Return the request with files replaced by role; see `files`."""
         own: dict[str, Any] = {name: files[name] for name in _FILES if name in files}
-        keyframes = {frame: files.get(f"keyframe {frame}", file) for frame, file in self.keyframes.items()}
-        return replace(self, **own, keyframes=keyframes)
+        for name in _BY_FRAME:
+            given = getattr(self, name).items()
+            own[name] = {frame: files.get(f"{_one(name)} {frame}", file) for frame, file in given}
+        return replace(self, **own)
 
     def to_json(self) -> str:
         """Return the task and the fields that differ from the defaults as JSON with sorted keys."""
@@ -426,18 +446,23 @@ def _frame(number: Any) -> Any:
     return str(index(number)) if whole and index(number).bit_length() < 64 else number
 
 
-def _sorted_keyframes(keyframes: Mapping[str, str]) -> dict[str, str]:
-    """Return keyframes sorted by frame, without leading zeros. Raises `BadRequest` for invalid or repeated frames."""
-    for frame, file in keyframes.items():
+def _one(name: str) -> str:
+    """Return what one entry of a field by frame is called, such as "keyframe" or "mask at"."""
+    return str(Request.__dataclass_fields__[name].metadata["word"]).replace("-", " ")
+
+
+def _sorted(one: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Return files sorted by frame, without leading zeros. Raises `BadRequest` for invalid or repeated frames."""
+    for frame, file in files.items():
         if not _FRAME.fullmatch(frame) or int(frame) >= MAX_FRAMES:
-            raise BadRequest(f"keyframe {quoted(frame)} is not a frame; expected 0 to {MAX_FRAMES - 1}")
+            raise BadRequest(f"{one} {quoted(frame)} is not a frame; expected 0 to {MAX_FRAMES - 1}")
         if not file:
-            raise BadRequest(f"keyframe {int(frame)} has no file; expected an image or clip")
+            raise BadRequest(f"{one} {int(frame)} has no file; expected an image or clip")
     ordered: dict[str, str] = {}
-    for frame in sorted(keyframes, key=int):
+    for frame in sorted(files, key=int):
         if (number := str(int(frame))) in ordered:
-            raise BadRequest(f"keyframe {number} is given twice; give it once")
-        ordered[number] = keyframes[frame]
+            raise BadRequest(f"{one} {number} is given twice; give it once")
+        ordered[number] = files[frame]
     return ordered
 
 
@@ -458,7 +483,7 @@ def _check(f: Field[Any], value: Any) -> None:
 
 def _check_entries(f: Field[Any], value: Mapping[Any, Any]) -> None:
     """Raise `BadRequest` for an entry that does not map a frame to text, or a frame that is given twice."""
-    one, seen = f.metadata["word"].replace("-", " "), set()
+    one, seen = _one(f.name), set()
     for frame, text in value.items():
         number = _frame(frame)
         if not isinstance(number, str):

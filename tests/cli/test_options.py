@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.cli.main import main
-from kinema.cli.options import Option, from_dataclass, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
 from kinema.cli.replay import INPUTS
 from kinema.cli.verbs import CONFIG, GROUPS, MODEL, REPORTING, VERBS, WRITING, request_from, request_options
+from kinema.options import Option, from_dataclass
 from kinema.schema import BadRequest, Request
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from kinema import registry
+from kinema import forecast, registry
 from kinema.checkpoints import files
-from kinema.cli import plan
 from kinema.cli.main import main
 from kinema.cli.requirements import requirements_of
 from kinema.events import Phase, Step
@@ -146,7 +145,7 @@ PLAN = ("plan", *MAKE[1:-1], "--super-resolution", "zoetrope")
 def test_a_forecast_covers_both_stages_and_adds_up_their_times(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_measure", lambda *_: plan.Cost(a_step=(0.5, 2.0), around=1.0, calls=6))
+    monkeypatch.setattr(forecast, "_measure", lambda *_: forecast.Cost(a_step=(0.5, 2.0), around=1.0, calls=6))
     words = [*PLAN[:5], "3", *PLAN[6:]]
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -181,8 +180,8 @@ def test_a_forecast_counts_the_calls_of_both_networks(capsys: pytest.CaptureFixt
 
 def test_each_stage_gets_its_share_of_the_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 2.0, 10.0, 13.0, 16.0])
-    monkeypatch.setattr(plan.time, "perf_counter", lambda: next(now))
-    clock = plan.StepClock()
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(now))
+    clock = forecast.StepClock()
     for _ in range(2):
         clock(Phase("load"))
         for index in (1, 2, 3):

@@ -14,10 +14,11 @@ import pytest
 from kinema.cli import main as cli
 from kinema.cli.convert import OPTIONS as CONVERT
 from kinema.cli.models import FILE, _lines, _write
-from kinema.cli.options import Option, parse
+from kinema.cli.options import parse
 from kinema.cli.progress import JsonLines, Lines
 from kinema.cli.verbs import CONFIG, MODEL, WRITING, request_options
 from kinema.events import Note
+from kinema.options import Option
 from kinema.registry import unknown_name
 from kinema.schema import BadRequest
 

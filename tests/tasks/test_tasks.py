@@ -238,6 +238,25 @@ def test_a_mask_file_is_white_where_new_content_is_generated(clip: str, tmp_path
     assert result.mask[0, 0, :, 5:].min() == 1
 
 
+def test_masks_painted_for_frames_are_carried_along_the_clip(clip: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, box in (("a.png", (0, 0, 16, 4)), ("b.png", (0, 0, 16, 8))):
+        mask = Image.new("L", (16, 16), 0)
+        mask.paste(255, box)
+        mask.save(tmp_path / name)
+    masks = {1: tmp_path / "a.png", 3: tmp_path / "b.png"}
+    result = canvas("inpaint", video=clip, masks=masks, frames=6)
+    rows = (1 - result.mask[0, 0]).mean(-1)
+    assert rows[1].tolist() == [1.0] * 4 + [0.0] * 12
+    assert rows[3].tolist() == [1.0] * 8 + [0.0] * 8
+    assert all(rows[t, 0] > 0 and rows[t, -1] == 0 for t in range(6))
+    outside = canvas("inpaint", video=clip, masks=masks, frames=6, outside=True)
+    assert torch.equal(outside.mask, 1 - result.mask)
+    with pytest.raises(BadRequest, match="mask at 7 is beyond the end of the clip; expected 0 to 5"):
+        canvas("inpaint", video=clip, masks={7: tmp_path / "a.png"}, frames=6)
+
+
 def test_inpaint_generates_frames_beyond_the_clip(clip: str) -> None:
     result = canvas("inpaint", video=clip, region=(0, 0, 0.5, 1), frames=8)
     assert result.mask[:, :, 6:].max() == 0
@@ -254,6 +273,7 @@ def test_inpaint_without_a_region_is_refused(clip: str) -> None:
         ("animate", {"last_image": "x.png", "loop": True}, "--last-image or --loop"),
         ("animate", {"outside": True}, "outside"),
         ("inpaint", {"region": (0, 0, 1, 1), "mask": "x.png"}, "--region or --mask"),
+        ("inpaint", {"masks": {0: "x.png"}, "mask": "x.png"}, "--mask or --mask-at"),
         ("extend", {"backward": True, "loop": True}, "--backward or --loop"),
         ("interpolate", {"image": "x.png"}, "not both"),
     ],

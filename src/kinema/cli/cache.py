@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from kinema.bounds import as_json, printable
-from kinema.cli.options import Option, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
+from kinema.options import Option
 
 ABOUT = (
     "Show the text embeddings stored on this machine, so that a prompt needs its text encoder only once. Set "

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from kinema import registry
-from kinema.cli.options import Option, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import REPORTING
+from kinema.options import Option
 from kinema.schema import BadRequest
 
 ABOUT = (

@@ -11,10 +11,11 @@ from typing import Any
 
 from kinema import registry
 from kinema.bounds import printable
-from kinema.cli.options import Option, from_dataclass, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
 from kinema.events import Note
+from kinema.options import Option, from_dataclass
 from kinema.schema import BadRequest
 
 _FOLLOW = Option("follow_links", bool, False, "follow links in a folder of clips, also to files outside it")

@@ -15,7 +15,8 @@ from typing import Literal
 from kinema import __version__, registry
 from kinema.bounds import as_json
 from kinema.cli import machine
-from kinema.cli.options import Option, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
+from kinema.options import Option
 
 ABOUT = "Check that this machine can run kinema. Exit code 0 if clips can be generated here, 1 if not."
 OPTIONS = [Option("json", bool, False, "print the report as JSON")]

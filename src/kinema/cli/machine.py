@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kinema import registry
 from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
@@ -19,18 +18,22 @@ if TYPE_CHECKING:
 
 CPU_UNITS = ("neon", "sve", "avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16")
 """Vector instructions that decide how fast a CPU samples, as torch names them."""
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def dtype(name: str | None) -> DTypeOption:
     """The torch dtype of ``fp32``, ``bf16`` or ``fp16``; ``auto`` and None unchanged."""
     if name is None or name == "auto":
         return cast("DTypeOption", name)
-    if name not in DTYPES:
-        raise BadRequest(registry.unknown_name("dtype", name, ("auto", *DTYPES)))
-    import torch
+    from kinema.system.precision import dtype_of
 
-    return getattr(torch, DTYPES[name])
+    return dtype_of(name)
+
+
+def dtypes() -> dict[str, str]:
+    """Names of dtypes on the command line to torch's."""
+    from kinema.system.precision import NAMES
+
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in NAMES.items()}
 
 
 def device(name: str | None) -> str | None:
@@ -66,30 +69,6 @@ def set_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-def parameters(family: Any, config: Any) -> tuple[int, int]:
-    """(parameters, tensors) of a family's network, counted on the meta device, so without using memory."""
-    counts = parts(family, config).values()
-    return sum(part["parameters"] for part in counts), sum(part["tensors"] for part in counts)
-
-
-def parts(family: Any, config: Any) -> dict[str, dict[str, int]]:
-    """Parameters and tensors of each top-level module (``unet``, ``vae``) and each top-level tensor of the network."""
-    from kinema.nn.meta import on_meta
-
-    with on_meta():
-        model = family.build(config)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    counts: dict[str, dict[str, int]] = {}
-    for name in model.state_dict():
-        top = name.partition(".")[0]
-        part = counts.setdefault(top, {"parameters": 0, "tensors": 0})
-        part["tensors"] += 1
-        part["parameters"] += sizes.get(name, 0)
-        if ".motion_modules." in name and name in sizes:
-            part["motion_parameters"] = part.get("motion_parameters", 0) + sizes[name]
-    return counts
-
-
 def free_memory(device_name: str) -> int:
     """Free bytes on the device now (CPU: available memory as reported by the system)."""
     from kinema.memory.free import free_bytes
@@ -106,16 +85,6 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-
-
-def count_calls(module: Any) -> tuple[list[int], Any]:
-    """(counter of the module's forward calls, handle whose ``remove()`` stops counting)."""
-    calls = [0]
-
-    def count(*_args: Any) -> None:
-        calls[0] += 1
-
-    return calls, module.register_forward_hook(count)
 
 
 def facts() -> dict[str, str]:

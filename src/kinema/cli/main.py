@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from kinema import __version__, bounds, registry
-from kinema.schema import BadRequest, Cancelled
+from kinema.schema import BadRequest, Cancelled, JobFailed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("kinema.cli.prompts:generate", "generate a clip from a text prompt"),
@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("kinema.cli.train:train", "train or fine-tune a model, or resume a run"),
     "evaluate": ("kinema.cli.train:evaluate", "measure a model"),
     "convert": ("kinema.cli.convert:convert", "convert weights between layouts"),
+    "serve": ("kinema.cli.serve:serve", "run a video service over HTTP"),
 }
 """Command name to ("module:function", help); the function takes the arguments and returns the exit code."""
 
@@ -46,6 +47,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "make clips": ("generate", "animate", "interpolate", "extend", "inpaint", "edit", "upscale"),
     "look and check": ("replay", "inspect", "plan", "models", "cache", "doctor"),
     "train": ("data", "train", "evaluate", "convert"),
+    "serve": ("serve",),
 }
 """Headings of ``kinema --help`` and the commands under each."""
 
@@ -112,8 +114,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
             return spelled(str(error)), BAD_REQUEST
         case KeyboardInterrupt():
             return "interrupted; no partial file was written", INTERRUPTED
-        case Cancelled():
-            return str(error), INTERRUPTED
+        case Cancelled() | JobFailed():
+            return str(error), INTERRUPTED if isinstance(error, Cancelled) else FAILED
         case OSError():
             from kinema.atomic import FULL
 

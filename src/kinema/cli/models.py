@@ -10,8 +10,8 @@ from typing import Any
 
 from kinema import registry
 from kinema.bounds import as_json, printable
-from kinema.cli import machine
-from kinema.cli.options import Option, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
+from kinema.options import Option
 from kinema.schema import BadRequest
 
 MODELS_ABOUT = (
@@ -218,7 +218,9 @@ def _figures(family: Any, config: Any) -> dict[str, Any]:
 
 def _counts(family: Any, config: Any) -> dict[str, Any]:
     """Parameters and tensors of the network and each of its modules, counted on the meta device."""
-    parts = machine.parts(family, config)
+    from kinema.system.counting import parts as parts_of
+
+    parts = parts_of(family, config)
     totals = {what: sum(count[what] for count in parts.values()) for what in ("parameters", "tensors")}
     return {**totals, "parts": parts}
 

@@ -38,6 +38,9 @@ PHASES = {
     "train": "training",
     "encode": "encoding",
     "measure": "measuring",
+    "upload": "sending a file",
+    "queue": "waiting in the service's queue",
+    "download": "fetching the clip",
 }
 
 

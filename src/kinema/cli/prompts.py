@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.bounds import printable
-from kinema.cli.options import Option, with_defaults
+from kinema.cli.document import with_document
+from kinema.cli.options import with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
+from kinema.cli.remote import SERVER
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import (
     REPORTING,
@@ -25,6 +27,7 @@ from kinema.cli.verbs import (
     run_given,
 )
 from kinema.events import Note, Phase
+from kinema.options import Option
 from kinema.schema import BadRequest, Request
 
 if TYPE_CHECKING:
@@ -42,8 +45,9 @@ PROMPTS = Option(
 
 
 def generate(argv: Sequence[str]) -> int:
-    given = read_options("generate", [*options_of("generate"), PROMPTS], argv, "kinema")
-    return run_given("generate", given) if given.get(PROMPTS.name) is None else generate_each(given)
+    read = read_options("generate", [*options_of("generate"), PROMPTS], argv, "kinema")
+    with with_document("generate", read) as given:
+        return run_given("generate", given) if given.get(PROMPTS.name) is None else generate_each(given)
 
 
 def generate_each(given: Mapping[str, Any]) -> int:
@@ -54,6 +58,8 @@ def generate_each(given: Mapping[str, Any]) -> int:
     settings = with_defaults([*WRITING, *REPORTING], given)
     if "prompt" in given:
         raise BadRequest("--prompts gives the prompts: leave the prompt itself out")
+    if given.get(SERVER.name) is not None:
+        raise BadRequest("--prompts is read by a model on this machine; with --server, give each prompt on its own")
     if settings["preview"] is not None:
         raise BadRequest("--preview shows one clip: leave it out with --prompts")
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from kinema import __version__, registry
 from kinema.bounds import printable
 from kinema.cli import machine
-from kinema.cli.options import Option, parse, with_defaults
+from kinema.cli.options import parse, with_defaults
 from kinema.cli.output import Output
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.requirements import ReplayInputs, Requirements, replay_inputs, requirements_of, weights_of
 from kinema.cli.stopping import run_once
 from kinema.cli.verbs import GROUPS, MODEL, REPORTING, WRITING, model_options, open_model, preview_file
 from kinema.events import Note, OnEvent, Phase, ignore
+from kinema.options import Option
 from kinema.schema import BadRequest, flag
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def reopened(
 
 def as_it_was(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded model options: device, precision, variant; threads and compilation if this machine supports them."""
-    names = {long: short for short, long in machine.DTYPES.items()}
+    names = {long: short for short, long in machine.dtypes().items()}
     options = {name: recipe.get(name) for name in ("device", "threads")}
     from kinema.recipes import base_of
 

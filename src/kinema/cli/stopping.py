@@ -5,23 +5,22 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from kinema.bounds import printable
 from kinema.cancel import Cancel
-from kinema.cli.options import Option
 from kinema.cli.output import Output
 from kinema.cli.progress import Display, JsonLines, PreviewWriter
-from kinema.events import Phase
+from kinema.events import OnEvent, Phase
+from kinema.options import Option
 from kinema.schema import Cancelled, Clip, Request
 
 if TYPE_CHECKING:
     from kinema.api import Model
-    from kinema.job import JobSource
     from kinema.previews import PreviewFile
 
 KEEP = Option(
@@ -33,9 +32,23 @@ KEEP = Option(
 )
 
 
+class Runner(Protocol):
+    """A loaded model, or a service."""
+
+    def run(
+        self,
+        request: Any,
+        *,
+        on_event: OnEvent,
+        on_settled: Callable[[Request], None],
+        preview: Any,
+        cancel: Cancel | None,
+    ) -> Clip: ...
+
+
 def run_once(  # noqa: PLR0917
-    model: Model,
-    job: JobSource,
+    model: Runner,
+    job: Any,
     request: Request,
     output: Output,
     settings: Mapping[str, Any],
@@ -96,8 +109,8 @@ def interruptible(*, keep: bool) -> Iterator[Cancel | None]:
         signal.signal(signal.SIGINT, before)
 
 
-def with_paths(clip: Clip, model: Model, request: Request) -> Clip:
+def with_paths(clip: Clip, model: Runner, request: Request) -> Clip:
     """The clip with the full paths of its files in the recipe (``--record-paths``)."""
     from kinema.provenance import paths
 
-    return replace(clip, recipe={**clip.recipe, "paths": paths(model.system, request)})
+    return replace(clip, recipe={**clip.recipe, "paths": paths(cast("Model", model).system, request)})

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kinema import registry
-from kinema.cli.options import Option, from_dataclass, parse
+from kinema.cli.options import parse
 from kinema.cli.progress import JsonLines, display
 from kinema.cli.verbs import CONFIG, REPORTING
 from kinema.events import Note
+from kinema.options import Option, from_dataclass
 from kinema.schema import BadRequest
 
 INTERRUPTED = 130

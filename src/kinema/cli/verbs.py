@@ -5,107 +5,39 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kinema.cli import machine
-from kinema.cli.options import Option, from_dataclass, parse, with_defaults
+from kinema.cli import machine, remote
+from kinema.cli.document import DOCUMENT, with_document
+from kinema.cli.options import parse, with_defaults
 from kinema.cli.output import Output
-from kinema.cli.progress import JsonLines, display
+from kinema.cli.progress import Display, JsonLines, display
+from kinema.cli.remote import SERVER
 from kinema.cli.stopping import KEEP, run_once
 from kinema.events import Note, OnEvent, Phase, ignore
-from kinema.schema import TASK_FIELDS, BadRequest, Request, TaskName
+from kinema.options import Option, from_dataclass
+from kinema.schema import TASK_FIELDS, BadRequest, Clip, Request, TaskName
 from kinema.spans import spans_of
+from kinema.verb_options import (
+    CONTROL,
+    DEFAULT_MODEL,
+    EMBEDDINGS,
+    GROUPS,
+    IP_IMAGE,
+    MODEL,
+    MOTION,
+    VERBS,
+    request_options,
+)
 
 if TYPE_CHECKING:
     from kinema.api import Model
     from kinema.previews import PreviewFile
 
-DEFAULT_MODEL = "zoetrope"
 SEVERAL = ("controlnet", "ip-adapter")
 """Slots that take several files, each with a name."""
-
-
-@dataclass(frozen=True)
-class Verb:
-    """Its help, an example, and the fields of `Request` that are positional."""
-
-    about: str
-    example: str
-    positional: tuple[str, ...]
-
-
-VERBS: dict[TaskName, Verb] = {
-    "generate": Verb(
-        "Generate a clip from a text prompt.",
-        'kinema generate "a red ball rolls right" --seed 7 -o ball.mp4',
-        ("prompt",),
-    ),
-    "animate": Verb(
-        "Generate a clip from an image: the image is the first frame, the last one (--last-image) or any frame "
-        "(--keyframe, with or without IMAGE), or another model generates it first (--image-model); --region limits the "
-        "motion to a part of it.",
-        'kinema animate photo.png "a blue box slides left" -o box.mp4',
-        ("image", "prompt"),
-    ),
-    "interpolate": Verb(
-        "Generate the frames in between: of a clip, or between two images (--image and --last-image).",
-        "kinema interpolate clip.mp4 --every 4 -o smooth.mp4",
-        ("video", "prompt"),
-    ),
-    "extend": Verb(
-        "Continue a clip past its end, or generate what comes before it (--backward).",
-        'kinema extend clip.mp4 "a red ball rolls right" --keep 8 -o longer.mp4',
-        ("video", "prompt"),
-    ),
-    "inpaint": Verb(
-        "Generate new content inside a region of a clip, or outside it (--outside).",
-        'kinema inpaint clip.mp4 "a green star spins" --region 0.25,0.25,0.75,0.75 -o star.mp4',
-        ("video", "prompt"),
-    ),
-    "edit": Verb(
-        "Regenerate a clip from a noised version of it; --strength sets how much may change.",
-        'kinema edit clip.mp4 "a yellow ring bounces" --strength 0.6 -o ring.mp4',
-        ("video", "prompt"),
-    ),
-    "upscale": Verb(
-        "Enlarge a clip, and optionally generate frames between its own (--every).",
-        'kinema upscale small.mp4 "a red ball rolls right" -o large.mp4',
-        ("video", "prompt"),
-    ),
-}
-GROUPS: dict[str, tuple[str, ...]] = {
-    "main options": (
-        *("output", "model", "image_model", "last_image", "keyframes", "region", "mask", "outside", "keep", "backward"),
-        *("strength", "scale", "seed", "frames", "width", "height", "size", "steps", "guidance", "negative_prompt"),
-        *("every", "motion", "prompts"),
-    ),
-    "clip": ("image", "start", "end", "prompt_spans", "prompt_syntax", "fps", "loop", "clips", "fit"),
-    "sampling": (
-        *(
-            "sampler",
-            "spacing",
-            "karras",
-            "sampler_options",
-            "eta",
-            "guidance_end",
-            "guidance_rescale",
-            "guidance_interval",
-        ),
-        *("honour", "reconstruction_weight", "colours"),
-    ),
-    "clips longer than the model's frame window": (
-        *("window", "overlap", "window_places", "window_weights", "window_stride", "window_in", "noise_type"),
-    ),
-    "FreeInit": ("free_init", "free_init_filter", "free_init_order", "free_init_stop", "free_init_fast"),
-    "super-resolution": ("super_resolution", "super_resolution_weight"),
-    "LoRAs and add-ons": ("lora", "lora_folder", "embeddings", "add", "control", "ip_image", "extra", "variant"),
-    "device and memory": (*("device", "dtype", "threads", "memory", "offload", "chunk_tokens", "compile", "offline"),),
-    "output": ("overwrite", "preview", "keep_partial", "contact_sheet", "zoom", "record_paths"),
-    "progress and configuration": ("quiet", "json_events", "config"),
-}
-"""Headings of the help pages and the options under each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,67 +58,6 @@ class ModelOptions:
     compile: bool = False
 
 
-MODEL = [
-    Option(
-        "model",
-        str,
-        DEFAULT_MODEL,
-        "name listed by `kinema models`, Hugging Face repository, folder or weight file",
-        short="-m",
-        metavar="NAME|PATH",
-        path=True,
-    ),
-    Option(
-        "variant",
-        str | None,
-        None,
-        "file variant in a model folder (fp16), or which published model a weight file is (svd-xt)",
-        metavar="NAME",
-    ),
-    Option(
-        "lora",
-        list[str],
-        [],
-        "LoRA file, optionally with a weight (default 1) after a colon; may be repeated",
-        metavar="PATH[:WEIGHT]",
-        path=True,
-    ),
-    Option(
-        "add",
-        list[str],
-        [],
-        "load an add-on into a slot of the model: motion=FILE, controlnet.depth=FILE; may be repeated",
-        metavar="SLOT=PATH",
-        path=True,
-    ),
-    Option(
-        "device",
-        str | None,
-        None,
-        "cpu, cuda:0, mps, …; by default the GPU if there is one",
-        metavar="NAME",
-    ),
-    Option(
-        "dtype",
-        Literal["auto", "fp32", "bf16", "fp16"] | None,
-        None,
-        "compute precision; by default that of the weight file on a GPU and fp32 on a CPU; auto also uses bf16 on CPUs "
-        "that support it natively",
-    ),
-    Option("threads", int | None, None, "CPU threads"),
-    Option("offline", bool, False, "never download; use only files on this machine"),
-    Option(
-        "memory", str | None, None, "memory limit, such as 8GiB; by default most of the free memory", metavar="SIZE"
-    ),
-    Option(
-        "offload",
-        Literal["auto", "none", "model", "block", "sequential"],
-        "auto",
-        "which weights to load only while they run; auto offloads only when the request would not fit otherwise",
-    ),
-    Option("chunk_tokens", int | None, None, "tokens that feed-forward layers process at a time, to save memory"),
-    Option("compile", bool, False, "compile the network's blocks: a slow first step, then faster ones"),
-]
 WRITING = [
     Option(
         "output",
@@ -215,39 +86,6 @@ REPORTING = [
     Option("quiet", bool, False, "no progress; print only the paths written"),
     Option("json_events", bool, False, "print progress as JSON lines on stdout"),
 ]
-MOTION = Option(
-    "motion",
-    float | None,
-    None,
-    "amount of motion, for models conditioned on it; same as --extra motion-bucket=X",
-)
-CONTROL = Option(
-    "control",
-    list[str],
-    [],
-    "control clip or image (edges, depth, poses) for a ControlNet, with NAME= if there are several; Kinema does not "
-    "extract edges, depth or poses itself; same as --extra control.NAME=PATH",
-    metavar="[NAME=]PATH",
-    path=True,
-)
-IP_IMAGE = Option(
-    "ip_image",
-    list[str],
-    [],
-    "reference image for an IP-Adapter, with NAME= if there are several; may be repeated; same as "
-    "--extra ip-image.NAME=PATH",
-    metavar="[NAME=]PATH",
-    path=True,
-)
-EMBEDDINGS = Option(
-    "embeddings",
-    str | None,
-    None,
-    "folder of the textual-inversion embeddings that prompts name, as embedding:NAME or with AUTOMATIC1111's syntax by "
-    "the bare name; same as --extra embeddings=FOLDER",
-    metavar="FOLDER",
-    path=True,
-)
 CONFIG = Option("config", Path | None, None, "YAML, TOML or JSON file of options; the command line overrides it")
 
 
@@ -277,12 +115,13 @@ def upscale(argv: Sequence[str]) -> int:
 
 def run(task: TaskName, argv: Sequence[str]) -> int:
     """Run a verb and print the paths written."""
-    return run_given(task, read_options(task, options_of(task), argv, "kinema"))
+    with with_document(task, read_options(task, options_of(task), argv, "kinema")) as given:
+        return run_given(task, given)
 
 
 def options_of(task: TaskName) -> list[Option]:
     """All options of a verb."""
-    return [*request_options(task), *MODEL, *WRITING, *REPORTING, CONFIG]
+    return [*request_options(task), *MODEL, SERVER, *WRITING, *REPORTING, CONFIG, DOCUMENT]
 
 
 def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
@@ -293,10 +132,12 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
     output.check()
     preview = preview_file(settings["preview"], output)
     with display(quiet=settings["quiet"], json_events=settings["json_events"]) as show:
-        model = open_model(model_options(given), on_event=show)
-        clip = run_once(model, request, request, output, settings, show, preview)
-        if model.system.weights.untrained:
-            show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
+        if given.get(SERVER.name) is None:
+            clip = _run_here(model_options(given), request, output, settings, show, preview)
+        else:
+            service = remote.connect(given, options_of(task))
+            request = remote.with_loras(request, lora_weights(given.get("lora", ())))
+            clip = run_once(service, request, request, output, settings, show, preview)
         show(Phase("write"))
         paths = output.save(clip, show)
         if isinstance(show, JsonLines):
@@ -304,6 +145,21 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
             return 0
     sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0
+
+
+def _run_here(  # noqa: PLR0917
+    options: ModelOptions,
+    request: Request,
+    output: Output,
+    settings: Mapping[str, Any],
+    show: Display,
+    preview: PreviewFile | None,
+) -> Clip:
+    model = open_model(options, on_event=show)
+    clip = run_once(model, request, request, output, settings, show, preview)
+    if model.system.weights.untrained:
+        show(Note(f"{model.system.name} has no trained weights: the clip is noise"))
+    return clip
 
 
 def read_options(
@@ -327,14 +183,6 @@ def options_of_other_verbs(task: TaskName) -> dict[str, list[str]]:
             by_name.setdefault(name, []).append(verb)
     options = from_dataclass(Request, [name for name in by_name if name not in TASK_FIELDS[task]])
     return {o.flag: by_name[o.name] for o in options}
-
-
-def request_options(task: TaskName) -> list[Option]:
-    """The options of a verb that are fields of `Request`: the sampling options and those `TASK_FIELDS` lists for it."""
-    others = {name for names in TASK_FIELDS.values() for name in names} - set(TASK_FIELDS[task])
-    others |= {"task", "loras"}  # the verb itself; LoRAs come from --lora
-    order = [f.name for f in fields(Request) if f.name not in others]
-    return [*from_dataclass(Request, order, positional=VERBS[task].positional), MOTION, CONTROL, IP_IMAGE, EMBEDDINGS]
 
 
 def request_from(task: TaskName, given: Mapping[str, Any]) -> Request:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kinema.media.flow import Flows
 from kinema.schema import BadRequest
 
 FLOW_SIDE = 256
@@ -101,40 +102,7 @@ def dynamic_degree(video_BCTHW: Tensor, fps: float = 8.0) -> Tensor:
     return _each(video_BCTHW, 2, [_fastest])[0] * fps / 8.0
 
 
-class _Flows:
-    """Grey frames of one clip, uint8 T×H×W, and cached optical flow between pairs of them.
-
-    Dense inverse search (Kroeger et al. 2016), H×W×2 in pixels: I_i(x) = I_j(x + flow(x)).
-    """
-
-    def __init__(self, grey_THW: np.ndarray) -> None:
-        try:
-            import cv2
-        except ImportError as error:
-            raise BadRequest("optical flow requires OpenCV; install it with: pip install 'kinema[eval]'") from error
-        self.cv2: Any = cv2
-        self.search = self.cv2.DISOpticalFlow_create(self.cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self.grey_THW = grey_THW
-        self.found: dict[tuple[int, int], np.ndarray] = {}
-        self.y, self.x = np.mgrid[0 : grey_THW.shape[1], 0 : grey_THW.shape[2]].astype(np.float32)
-
-    def between(self, i: int, j: int) -> np.ndarray:
-        if (i, j) not in self.found:
-            self.found[i, j] = self.search.calc(self.grey_THW[i], self.grey_THW[j], None)
-        return self.found[i, j]
-
-    def sample(self, values: np.ndarray, flow: np.ndarray) -> np.ndarray:
-        """Sample ``values`` H×W or H×W×2 at every pixel displaced by ``flow``, bilinear, edges replicated."""
-        return self.cv2.remap(
-            values.astype(np.float32),
-            self.x + flow[..., 0],
-            self.y + flow[..., 1],
-            self.cv2.INTER_LINEAR,
-            borderMode=self.cv2.BORDER_REPLICATE,
-        )
-
-
-def _warp_error(flows: _Flows) -> float:
+def _warp_error(flows: Flows) -> float:
     errors = []
     scale, floor = _OCCLUDED
     for t in range(len(flows.grey_THW) - 1):
@@ -148,7 +116,7 @@ def _warp_error(flows: _Flows) -> float:
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def _interpolation_residual(flows: _Flows) -> float:
+def _interpolation_residual(flows: Flows) -> float:
     errors = []
     for t in range(1, len(flows.grey_THW) - 1):
         # With steady motion the flow at the midpoint equals that at the start, so half of it leads back to either end.
@@ -158,7 +126,7 @@ def _interpolation_residual(flows: _Flows) -> float:
     return float(np.mean(errors))
 
 
-def _fastest(flows: _Flows) -> float:
+def _fastest(flows: Flows) -> float:
     means = []
     for t in range(len(flows.grey_THW) - 1):
         speed = np.sort(np.linalg.norm(flows.between(t, t + 1), axis=-1), axis=None)
@@ -166,7 +134,7 @@ def _fastest(flows: _Flows) -> float:
     return float(np.mean(means))
 
 
-def _each(video_BCTHW: Tensor, least: int, measures: Sequence[Callable[[_Flows], float]]) -> list[Tensor]:
+def _each(video_BCTHW: Tensor, least: int, measures: Sequence[Callable[[Flows], float]]) -> list[Tensor]:
     """Flow metrics of every clip, [B] each, on grey frames whose shorter side is `FLOW_SIDE`."""
     grey_BTHW = luma(_frames(video_BCTHW, least).float())
     scale = FLOW_SIDE / min(grey_BTHW.shape[-2:])
@@ -174,7 +142,7 @@ def _each(video_BCTHW: Tensor, least: int, measures: Sequence[Callable[[_Flows],
     sized = functional.interpolate(grey_BTHW, size, mode="bicubic", antialias=True)
     levels = sized.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     # One clip at a time: the flows of a clip take far more memory than its frames.
-    found = [[measure(flows) for measure in measures] for flows in map(_Flows, levels)]
+    found = [[measure(flows) for measure in measures] for flows in map(Flows, levels)]
     return list(torch.tensor(found, dtype=torch.float64).unbind(1))
 
 

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from kinema import processor
 from kinema.processor import HALF_PRECISIONS
+from kinema.registry import unknown_name
 from kinema.schema import BadRequest
 from kinema.values import quoted
 
 DTypeOption = torch.dtype | Literal["auto"] | None
 """A dtype; "auto": bfloat16 if the device has it natively; None: the file's precision on an accelerator, float32 on a
 CPU."""
+NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Names of dtypes on the command line and in the settings of the service."""
 PRECISIONS = (torch.float32, *HALF_PRECISIONS, torch.float64)
 
 
@@ -127,3 +130,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 def device_title(device: torch.device) -> str:
     """The device's name in messages: ``this CPU``, ``cuda:1``."""
     return "this CPU" if device.type == "cpu" else str(device)
+
+
+def dtype_of(name: str | None) -> DTypeOption:
+    """Return the dtype of a name in `NAMES`; "auto" and None unchanged. Raises BadRequest for another name."""
+    if name is None or name == "auto":
+        return cast(DTypeOption, name)
+    if name not in NAMES:
+        raise BadRequest(unknown_name("dtype", name, ("auto", *NAMES)))
+    return NAMES[name]

@@ -104,6 +104,11 @@ class Runtime:
                 self._other_stages = {**dict(kept), name: opened()}
             return self._other_stages[name]
 
+    @property
+    def other_stages(self) -> list[Any]:
+        """The models of other generation stages that are cached."""
+        return list(self._other_stages.values())
+
     # ------------------------------------------------------------------------------ weight hashes
 
     def begin_hash(self, hashed: Callable[[], str]) -> None:

@@ -39,7 +39,7 @@ def require_prompt(request: Request) -> None:
 
 def refuse_both(request: Request, *names: str) -> None:
     """Raise `BadRequest` if more than one of these fields is given."""
-    given = [name for name in names if getattr(request, name) not in (None, False)]
+    given = [name for name in names if getattr(request, name) not in (None, False, {})]
     if len(given) > 1:
         raise BadRequest(f"{request.task} takes {' or '.join(map(flag, given))}, not both")
 

@@ -1,0 +1,154 @@
+// Between the values of a form and an order of the service: {model, request}.
+
+/** Whether a value is the field's default, and need not be sent. */
+export function isDefault(field, value) {
+  if (value === null || value === undefined || value === "" || (Array.isArray(value) && !value.length)) return true;
+  return JSON.stringify(value) === JSON.stringify(field.default);
+}
+
+/** The fields of a verb by name. */
+export function fieldsOf(definitions, verb) {
+  return definitions.verbs.get(verb).groups.flatMap((group) => group.fields.map((name) => definitions.fields[name]));
+}
+
+/** The order of these values; values of other verbs' fields are left out. */
+export function orderOf(definitions, verb, values) {
+  const order = { model: values.model || definitions.fields.model.default, request: { task: verb } };
+  for (const field of fieldsOf(definitions, verb)) {
+    const value = values[field.name];
+    if (field.name === "model" || field.name === "width" || field.name === "height") continue;
+    if (!isDefault(field, value)) put(order.request, field, value);
+  }
+  return order;
+}
+
+function put(request, field, value) {
+  if (field.type === "size") return putSize(request, value);
+  const plain = toPlain(field, value);
+  if (plain === undefined) return undefined;
+  const [outer, inner] = field.place.split(".");
+  if (!inner) request[outer] = outer === "extra" ? { ...request.extra, ...plain } : plain;
+  else request[outer] = { ...request[outer], [inner]: plain };
+  return undefined;
+}
+
+function putSize(request, value) {
+  if (value.name) request.size = value.name;
+  else {
+    if (value.width) request.width = value.width;
+    if (value.height) request.height = value.height;
+  }
+}
+
+function toPlain(field, value) {
+  switch (field.type) {
+    case "file":
+      return value.id;
+    case "files_by_frame":
+      return table(
+        value.filter((each) => each.file),
+        "frame",
+        (each) => each.file.id,
+      );
+    case "texts_by_frame":
+      return table(
+        value.filter((each) => `${each.frames}`.trim()),
+        "frames",
+        (each) => each.text,
+      );
+    case "loras":
+      return table(
+        value.filter((each) => each.name),
+        "name",
+        (each) => each.weight ?? 1,
+      );
+    case "numbers":
+      return table(
+        value.filter((each) => each.key),
+        "key",
+        (each) => plainValue(each.value),
+      );
+    case "mapping":
+      return table(
+        value.filter((each) => each.key),
+        "key",
+        (each) => plainValue(each.value),
+        (key) => key.replaceAll("-", "_"),
+      );
+    case "pair":
+    case "box":
+      return value.some((each) => each === null) ? undefined : value;
+    default:
+      return value;
+  }
+}
+
+function table(entries, key, valueOf, named = (each) => each) {
+  return entries.length
+    ? Object.fromEntries(entries.map((each) => [named(`${each[key]}`.trim()), valueOf(each)]))
+    : undefined;
+}
+
+/** Text as JSON if it is JSON ("127", "true"), else as text. */
+function plainValue(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+const TO_FORM = {
+  file: (value) => ({ id: value, name: value }),
+  files_by_frame: (value) =>
+    Object.entries(value).map(([frame, id]) => ({ frame: Number(frame), file: { id, name: id } })),
+  texts_by_frame: (value) => Object.entries(value).map(([frames, text]) => ({ frames, text })),
+  loras: (value) => Object.entries(value).map(([name, weight]) => ({ name, weight })),
+  numbers: (value) => Object.entries(value).map(([key, each]) => ({ key, value: `${each}` })),
+  mapping: (value) =>
+    Object.entries(value).map(([key, each]) => ({
+      key,
+      value: typeof each === "string" ? each : JSON.stringify(each),
+    })),
+};
+
+const usable = (value) => !(Array.isArray(value) && value.includes(null));
+
+/** The verb and values of an order, for a form: {verb, values}. */
+export function valuesOf(definitions, { model, request }) {
+  const { task: verb = "generate", width, height, size, extra = {}, ...rest } = request;
+  const values = { model };
+  if (size) values.size = { name: size };
+  else if (width || height) values.size = { width: width ?? null, height: height ?? null };
+  const others = { ...extra };
+  for (const field of fieldsOf(definitions, verb)) {
+    const [outer, inner] = field.place.split(".");
+    const found = inner
+      ? others[inner]
+      : outer === "extra" || outer === "model" || outer === "size"
+        ? undefined
+        : rest[outer];
+    if (inner) delete others[inner];
+    if (found !== undefined && found !== null && usable(found))
+      values[field.name] = (TO_FORM[field.type] ?? ((each) => each))(found);
+  }
+  if (Object.keys(others).length) values.extra = TO_FORM.mapping(others);
+  return { verb, values };
+}
+
+/** The settings in a clip's recipe, without its files: {verb, values, inputs: names of files it had}. */
+export function valuesOfRecipe(definitions, recipe) {
+  const stages = recipe.stages ?? [];
+  const base = stages.find((each) => each.stage === "base") ?? stages[0];
+  if (!base?.request) return null;
+  const request = { ...base.request };
+  for (const name of ["image", "last_image", "video", "mask", "keyframes"]) delete request[name];
+  const second = stages.find((each) => each.stage === "super-resolution");
+  if (second && base !== second) request.super_resolution = second.model;
+  return { ...valuesOf(definitions, { model: base.model, request }), inputs: Object.keys(recipe.inputs ?? {}) };
+}
+
+/** A recipe as it is stored: JSON, with the Infinity and NaN that Python writes as null. */
+export function parseRecipe(text) {
+  return JSON.parse(text.replace(/("(?:[^"\\]|\\.)*")|-?\bInfinity\b|\bNaN\b/g, (all, quoted) => quoted ?? "null"));
+}

@@ -1,0 +1,143 @@
+"""Write the screenshots of docs/studio: ``python tools/screenshots.py [NAME …]``.
+
+Starts `kinema serve` in a temporary folder, generates clips with the included models, and photographs each view in
+Chromium. A view is one function here; its name is the name of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "studio"
+sys.path.insert(0, str(ROOT / "tests" / "studio"))
+WIDE = {"width": 1280, "height": 800}
+PHONE = {"viewport": {"width": 375, "height": 760}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+VIEWS: dict[str, Callable] = {}
+
+
+def view(function: Callable) -> Callable:
+    VIEWS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+@view
+def make(open_page: Callable) -> object:
+    page = open_page()
+    page.wait_for_selector(".player")
+    fill(page, "a red ball rolls right")
+    return page
+
+
+@view
+def make_running(open_page: Callable) -> object:
+    from acting import describe
+
+    page = open_page(color_scheme="dark")
+    page.wait_for_selector(".player")
+    describe(page, "a green star spins", steps=24)
+    page.locator("button.primary").click()
+    page.wait_for_selector("[data-previews='4']", timeout=120_000)
+    return page
+
+
+@view
+def make_options(open_page: Callable) -> object:
+    page = open_page(viewport={"width": 1280, "height": 1100})
+    page.wait_for_selector(".player")
+    page.locator(".more > summary").click()
+    page.get_by_label("Filter options").fill("guidance")
+    page.locator(".more").scroll_into_view_if_needed()
+    return page
+
+
+@view
+def make_input(open_page: Callable) -> object:
+    page = open_page(viewport={"width": 1280, "height": 1060})
+    page.wait_for_selector(".player")
+    page.get_by_label("Use this clip for").select_option("inpaint")
+    fill(page, "a blue box slides left")
+    page.wait_for_selector(".trim")
+    box = page.locator(".region-area").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.6, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(2500)
+    return page
+
+
+@view
+def queue(open_page: Callable) -> object:
+    page = open_page("#queue")
+    page.wait_for_selector("ol.jobs > li")
+    page.wait_for_selector("ul.jobs progress")
+    return page
+
+
+@view
+def models(open_page: Callable) -> object:
+    page = open_page("#models")
+    page.wait_for_selector(".model")
+    return page
+
+
+@view
+def phone(open_page: Callable) -> object:
+    page = open_page(**PHONE)
+    page.wait_for_selector(".player")
+    fill(page, "a red ball rolls right")
+    return page
+
+
+def fill(page: object, prompt: str) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.wait_for_selector(".plan-facts .fact")
+
+
+def main(names: list[str]) -> None:
+    from acting import ask, order
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+    from studio_service import serving
+
+    TARGET.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "store") as server, sync_playwright() as found:
+        browser = found.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+
+        def open_page(path: str = "#make", **options: object) -> object:
+            context = browser.new_context(**{"viewport": WIDE, **options})
+            context.set_default_timeout(300_000)
+            page = context.new_page()
+            page.goto(f"{server.url}/{path}")
+            return page
+
+        prompts = ("a yellow ring bounces", "a blue box slides left", "a red ball rolls right")
+        clips = [order(server, prompt, model="zoetrope", steps=24, seed=7) for prompt in prompts]
+        page = open_page()
+        for each in clips:
+            page.wait_for_selector(f".strip-item.completed >> nth={clips.index(each)}")
+        page.context.close()
+        for name in names or VIEWS:
+            if name == "queue":
+                more = (*prompts, "a green star spins")
+                waiting = [order(server, prompt, model="zoetrope", steps=40) for prompt in more]
+            page = VIEWS[name](open_page)
+            page.wait_for_timeout(600)
+            image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            image.quantize(192, dither=Image.Dither.NONE).save(TARGET / f"{name}.png", optimize=True)
+            print(TARGET / f"{name}.png")
+            page.context.close()
+            if name == "queue":
+                for each in waiting:
+                    ask(server, f"/v1/videos/{each}", "DELETE")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
