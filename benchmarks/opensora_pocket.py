@@ -62,6 +62,7 @@ class Options:
     evidence: Path
     threads: int | None
     models: str
+    rival_prompts: int | None
     media: Path
     runs: tuple[Path, ...]
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--evidence", type=Path, default=HERE.parent / "docs" / "evidence")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--models", default=f"{POCKET},{RIVAL}", help="table: embedded names or files")
+    parser.add_argument("--rival-prompts", type=int, help=f"table: fewer prompts for {RIVAL}, the first of them")
     parser.add_argument("--media", type=Path, default=MEDIA, help=f"sheet: folder with {', '.join(SCENES)}")
     parser.add_argument("--runs", type=Path, nargs=2, default=(), help="follow: folders of the two runs")
     found = vars(parser.parse_args())
@@ -92,44 +94,78 @@ def main() -> None:
 
 
 def table(options: Options) -> None:
-    """Oracle shares, ratios to rendered clips of the same prompt and seed, and seconds, by model and steps."""
-    prompts, names = unseen(options.prompts, options.seed), options.models.split(",")
-    systems = {Path(name).stem: open_system(name) for name in names}
-    result: dict[str, dict[str, Any]] = {name: {"weights": system.weights.hash} for name, system in systems.items()}
-    for name, system in systems.items():
+    """Oracle shares, ratios to rendered clips of the same prompt and seed, and seconds, by model and steps.
+
+    Figures that the evidence has of the same weights and clips are kept. Batches of prompts take turns over the models
+    and steps, so that an interrupted run has the same prompts of each.
+    """
+    path = options.evidence / "opensora-pocket.json"
+    prompts, keys = unseen(options.prompts, options.seed), {"split": "evaluation", "seed": options.seed}
+    systems = {Path(name).stem: open_system(name) for name in options.models.split(",")}
+    counts = {name: options.prompts if name == POCKET else options.rival_prompts or options.prompts for name in systems}
+    result = {
+        name: known(path, {"weights": system.weights.hash, "prompts": counts[name]}, keys, name)
+        for name, system in systems.items()
+    }
+    left = [name for name, found in result.items() if not all(str(steps) in found for steps in STEPS)]
+    for start in range(0, len(prompts), options.batch):
+        for name in left:
+            for steps in STEPS:
+                measure(options, systems[name], name, steps, prompts[: counts[name]], start)
+    for name in left:
         for steps in STEPS:
-            result[name][str(steps)] = figures(measured(options, system, name, steps, prompts))
+            result[name][str(steps)] = figures(stored(options, systems[name], name, steps)[: counts[name]])
     for steps in STEPS:
         for name, seconds in timed(systems, steps, prompts[:TIMED], options.seed).items():
-            result[name][str(steps)]["seconds"] = {"median": seconds, "threads": torch.get_num_threads()}
+            result[name][str(steps)]["seconds"] = seconds
             print(line(name, steps, result[name][str(steps)]), flush=True)
-    write(
-        options.evidence / "opensora-pocket.json",
-        {"prompts": len(prompts), "split": "evaluation", "seed": options.seed, "models": result},
+    write(path, {**keys, "models": result})
+
+
+def known(path: Path, own: Mapping[str, Any], keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the evidence has of a model if it is of these weights and clips, else only what it will be of."""
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    found = data.get("models", {}).get(name, {})
+    same = all(data.get(key) == value for key, value in keys.items())
+    return found if same and all(found.get(key) == value for key, value in own.items()) else dict(own)
+
+
+def measure(options: Options, system: System, name: str, steps: int, prompts: Sequence[str], start: int) -> None:
+    """Add verdicts and ratios of a batch of clips to those in ``options.out``, unless they are there."""
+    batch, seed, rows = (
+        prompts[start : start + options.batch],
+        options.seed + start,
+        stored(options, system, name, steps),
     )
-
-
-def measured(options: Options, system: System, name: str, steps: int, prompts: Sequence[str]) -> Rows:
-    """Verdicts and ratios of all clips, stored in ``options.out``."""
-    path = options.out / f"{name}-{steps}.json"
-    keys = {"weights": system.weights.hash, "steps": steps, "prompts": list(prompts), "seed": options.seed}
-    if path.is_file() and (stored := json.loads(path.read_text()))["keys"] == keys:
-        return stored["rows"]
-    sampling, rows = Sampling.of(system, steps=steps), []
+    if [row["prompt"] for row in rows[start : start + len(batch)]] == list(batch):
+        return
+    sampling, rows = Sampling.of(system, steps=steps), rows[:start]
     fps = float(sampling.request.fps or FPS)
-    for start in range(0, len(prompts), options.batch):
-        batch, seed = prompts[start : start + options.batch], options.seed + start
-        for i, (prompt, video) in enumerate(zip(batch, sampling.clips(batch, seed), strict=True)):
-            made = video.clamp(-1, 1)
-            real = rendered(prompt, seed + i, made.shape[1], fps)
-            verdicts = judge(made, prompt, fps), judge(real, prompt, fps)
-            rows.append({**shares(verdicts[0]), **ratios(made, real, verdicts)})
-    write(path, {"keys": keys, "rows": rows})
-    return rows
+    for i, (prompt, video) in enumerate(zip(batch, sampling.clips(batch, seed), strict=True)):
+        made = video.clamp(-1, 1)
+        real = rendered(prompt, seed + i, made.shape[1], fps)
+        verdicts = judge(made, prompt, fps), judge(real, prompt, fps)
+        rows.append({"prompt": prompt, **shares(verdicts[0]), **ratios(made, real, verdicts)})
+    write(rows_file(options, name, steps), {"keys": row_keys(options, system, steps), "rows": rows})
+    print(f"{name}, {steps} steps: {len(rows)} of {len(prompts)} clips", flush=True)
 
 
-def timed(systems: Mapping[str, System], steps: int, prompts: Sequence[str], seed: int) -> dict[str, float]:
-    """Median seconds of a single clip, the models taking turns."""
+def stored(options: Options, system: System, name: str, steps: int) -> list[dict[str, Any]]:
+    path = rows_file(options, name, steps)
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    return data["rows"] if data.get("keys") == row_keys(options, system, steps) else []
+
+
+def rows_file(options: Options, name: str, steps: int) -> Path:
+    return options.out / f"{name}-{steps}.json"
+
+
+def row_keys(options: Options, system: System, steps: int) -> dict[str, Any]:
+    return {"weights": system.weights.hash, "steps": steps, "seed": options.seed}
+
+
+def timed(systems: Mapping[str, System], steps: int, prompts: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
+    """Median, least and most seconds of a single clip, the models taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     samplings = {name: Sampling.of(system, steps=steps) for name, system in systems.items()}
     for number, prompt in enumerate(prompts):
@@ -137,7 +173,11 @@ def timed(systems: Mapping[str, System], steps: int, prompts: Sequence[str], see
             began = time.perf_counter()
             sampling.clips([prompt], seed + number)
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    threads = torch.get_num_threads()
+    return {
+        name: {"median": statistics.median(found), "low": min(found), "high": max(found), "threads": threads}
+        for name, found in seconds.items()
+    }
 
 
 def shares(verdict: Verdict) -> dict[str, bool | None]:
