@@ -105,7 +105,8 @@ def test_a_run_names_the_stage_that_its_weight_file_keeps_unless_another_is_chos
     config, model = network("tiny-1.3")
     note = {"family": "opensora", "config": registry.family("opensora").to_json(replace(config, stage="adapt-i2v"))}
     files.write_tensors(tmp_path / "a.safetensors", model.state_dict(), {"kinema": json.dumps(note)})
-    for stage, expected in ((None, ["training stage adapt-i2v, that of a.safetensors; name another with stage"]), ("stage1", [])):
+    message = "training stage adapt-i2v, that of a.safetensors; name another with stage"
+    for stage, expected in ((None, [message]), ("stage1", [])):
         heard: list[Any] = []
         given = options(clips, tmp_path / "run", str(tmp_path / "a.safetensors"), stage=stage, **SIZES["tiny-1.3"])
         with claimed(tmp_path / "run") as folder:
