@@ -75,22 +75,48 @@ def test_the_flow_alone_starts_from_the_shipped_codec_and_a_new_transformer(benc
     assert not [name for name in same if "double_blocks" in name and name.endswith("weight")]
 
 
-def test_an_interrupted_table_continues_with_the_next_batch(benchmark, tmp_path, monkeypatch):
+@pytest.fixture
+def made(benchmark, monkeypatch):
+    """The batches that a model which draws grey frames has made: (prompts, seed)."""
     made = []
 
-    class Fake:
+    class Grey:
         request = SimpleNamespace(fps=8.0)
 
         def clips(self, batch, seed):
             made.append((tuple(batch), seed))
             return torch.zeros(len(batch), 3, 5, 64, 64)
 
-    monkeypatch.setattr(benchmark.Sampling, "of", lambda *_, **__: Fake())
-    system = SimpleNamespace(weights=SimpleNamespace(hash="sha256:0"))
+    monkeypatch.setattr(benchmark.Sampling, "of", lambda *_, **__: Grey())
+    monkeypatch.setattr(benchmark, "open_system", lambda _: SYSTEM)
+    return made
+
+
+SYSTEM = SimpleNamespace(weights=SimpleNamespace(hash="sha256:0"))
+
+
+def test_an_interrupted_table_continues_with_the_next_batch(benchmark, tmp_path, made):
     options = SimpleNamespace(out=tmp_path, seed=3, batch=2)
     prompts = benchmark.unseen(4, 0)
     for start in (0, 0, 2):
-        benchmark.measure(options, system, "model", 4, prompts, start)
+        benchmark.measure(options, SYSTEM, "model", 4, prompts, start)
     assert made == [(tuple(prompts[:2]), 3), (tuple(prompts[2:]), 5)]
-    assert [row["prompt"] for row in benchmark.stored(options, system, "model", 4)] == prompts
-    assert benchmark.stored(SimpleNamespace(out=tmp_path, seed=4), system, "model", 4) == []
+    assert [row["prompt"] for row in benchmark.stored(options, SYSTEM, "model", 4)] == prompts
+    assert benchmark.stored(SimpleNamespace(out=tmp_path, seed=4), SYSTEM, "model", 4) == []
+
+
+def test_the_table_states_each_models_prompts_and_keeps_what_was_measured(benchmark, tmp_path, made, monkeypatch):
+    monkeypatch.setattr(benchmark, "STEPS", (4,))
+    monkeypatch.setattr(benchmark, "TIMED", 1)
+    options = SimpleNamespace(
+        prompts=4, rival_prompts=2, seed=0, batch=2, out=tmp_path, evidence=tmp_path, models="opensora-pocket,zoetrope"
+    )
+    benchmark.table(options)
+    page = (tmp_path / "opensora-pocket.md").read_text()
+    assert page.count("| 4 | 0 (0–") == 2
+    assert "opensora-pocket: 4 prompts, " in page
+    assert "zoetrope: 2 prompts, " in page
+    assert sum(len(batch) == 2 for batch, _ in made) == 3
+    made.clear()
+    benchmark.table(options)
+    assert [len(batch) for batch, _ in made] == [1, 1]  # only the seconds are measured again
