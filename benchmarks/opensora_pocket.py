@@ -2,7 +2,7 @@
 
     python -m benchmarks.opensora_pocket table     # scores, flicker and seconds, with zoetrope's
     python -m benchmarks.opensora_pocket sheet     # given frames, extension, inpainting and editing
-    python -m benchmarks.opensora_pocket follow --runs runs/seed-1       # a run of another seed, finished or not
+    python -m benchmarks.opensora_pocket follow    # logs of seed 1, or --runs FOLDER of any seed, finished or not
     python -m benchmarks.opensora_pocket start --seed 1 --out runs/seed-1-flow    # its flow alone, on the shipped codec
     kinema train runs/seed-1-flow/start.safetensors --stage flow --seed 1 --out runs/seed-1-flow/flow
 
@@ -48,11 +48,13 @@ SHARES = {"colour": "colour_right", "shape": "shape_right", "direction": "direct
           "count": "count_right"}  # fmt: skip
 RATIOS = ("flicker", "sharpness", "motion_amount")
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
-TIMED = 5
+TIMED = 3
 """Single clips that are timed for each model and number of steps."""
 MEDIA = HERE.parents[1] / "shared" / "media"
 SCENES = ("fv_i2v.mp4", "c2pa_video1.mp4", "cosmos_video30.mp4")
 FRAMES, FPS = 17, 8.0
+SEED_1 = measuring.EVIDENCE / "opensora-pocket-seed-1"
+"""Logs of the codec with seed 1 and of the flow with seed 1 on the shipped codec, both cut off."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rival-prompts", type=int, help=f"table: fewer prompts for {RIVAL}, the first of them")
     parser.add_argument("--media", type=Path, default=MEDIA, help=f"sheet: folder with {', '.join(SCENES)}")
     parser.add_argument("--shipped", type=Path, default=measuring.EVIDENCE, help="follow: folder of the shipped logs")
-    parser.add_argument("--runs", type=Path, nargs="+", default=(), help="follow: folders of other runs")
+    parser.add_argument("--runs", type=Path, nargs="+", default=(SEED_1,), help="follow: folders of other runs")
     options = Options(**vars(parser.parse_args()))
     options.begin()
     commands[options.what](options)
@@ -110,13 +112,15 @@ def table(options: Options) -> None:
             result[name][str(steps)] |= seconds
             print(line(name, steps, result[name][str(steps)]), flush=True)
     write(path, {**keys, "models": result})
-    page(result, path.with_suffix(".md"))
+    page(result, path.with_suffix(".md"), options)
 
 
-def page(models: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """The table as a page."""
+def page(models: Mapping[str, Mapping[str, Any]], path: Path, options: Options) -> None:
+    """The table as a page, with the options that decide its figures."""
+    given = {"rival-prompts": options.rival_prompts, "threads": options.threads}
+    command = " ".join(["table", *(f"--{name} {value}" for name, value in given.items() if value)])
     lines = [
-        "# The pocket Open-Sora, measured", "", "`python -m benchmarks.opensora_pocket table`", "",
+        "# The pocket Open-Sora, measured", "", f"`python -m benchmarks.opensora_pocket {command}`", "",
         "Unseen prompts of the evaluation share (zoetrope was trained on them, opensora-pocket was not). Shares are",
         "percentages of clips, with 95 % Wilson intervals; ratios are medians over a rendered clip of the same prompt,",
         f"with 95 % bootstrap intervals; seconds of single clips, by the clock and of the CPU, are medians of {TIMED}",
@@ -308,8 +312,6 @@ def follow(options: Options) -> None:
     The spread of the shipped curve in a window is that of its single losses about their trend, ± 2 standard deviations.
     The noise of a difference of two windows' means is 2 standard errors, from what both losses leave of their trends.
     """
-    if not options.runs:
-        raise SystemExit("follow: give --runs with the folders of other runs, such as runs/seed-1")
     found: dict[str, list[dict[str, float]]] = {}
     for leg in LEGS:
         shipped = windows(options.shipped / f"opensora-pocket-{leg}.jsonl")

@@ -109,11 +109,13 @@ def test_the_table_states_each_models_prompts_and_keeps_what_was_measured(benchm
     monkeypatch.setattr(benchmark, "STEPS", (4,))
     monkeypatch.setattr(benchmark, "TIMED", 1)
     options = SimpleNamespace(
-        prompts=4, rival_prompts=2, seed=0, batch=2, out=tmp_path, evidence=tmp_path, models="opensora-pocket,zoetrope"
-    )
+        prompts=4, rival_prompts=2, seed=0, batch=2, threads=None, out=tmp_path, evidence=tmp_path,
+        models="opensora-pocket,zoetrope",
+    )  # fmt: skip
     benchmark.table(options)
     page = (tmp_path / "opensora-pocket.md").read_text()
     assert page.count("| 4 | 0 (0–") == 2
+    assert "`python -m benchmarks.opensora_pocket table --rival-prompts 2`" in page
     assert "opensora-pocket: 4 prompts, " in page
     assert "zoetrope: 2 prompts, " in page
     assert sum(len(batch) == 2 for batch, _ in made) == 3
