@@ -12,7 +12,6 @@ continues, to --out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -26,9 +25,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from benchmarks import measuring
+from benchmarks.measuring import RESAMPLES, interval, median, rendered, unseen, write
 from kinema import load
 from kinema.api import Model
-from kinema.atomic import replacing
 from kinema.canvas import Canvas
 from kinema.data import playroom, styles
 from kinema.evaluation.consistency import identity_breaks
@@ -49,71 +49,23 @@ KEYFRAMES, BETWEEN = (
     HERE / "weights" / "lumiere-between.safetensors",
 )
 FRAMES, EVERY, LONG, WINDOW, SHARED = 32, 4, 64, 8, 2
-RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(measuring.Options):
     """Command line options."""
 
-    what: str
-    prompts: int | None
-    seed: int
-    batch: int
-    out: Path
-    evidence: Path
-    threads: int | None
     backward: bool
     only: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rival", "borders", "applications"))
-    parser.add_argument("--prompts", type=int, help="number of prompts; default 64, 32 and 16")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the first clip")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("runs/lumiere-pocket-measured"))
-    parser.add_argument("--evidence", type=Path, default=HERE.parent / "docs" / "evidence")
-    parser.add_argument("--threads", type=int)
+    parser = measuring.parser(__doc__, ("rival", "borders", "applications"), "lumiere-pocket", "64, 32 and 16")
     parser.add_argument("--backward", action="store_true", help="rival: the last batches first, beside another run")
     parser.add_argument("--only", default=",".join(APPLICATIONS), help="applications: some of them; others are kept")
     options = Options(**vars(parser.parse_args()))
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.evidence.mkdir(parents=True, exist_ok=True)
-    torch.set_grad_enabled(False)
+    options.begin()
     {"rival": rival, "borders": borders, "applications": applications}[options.what](options)
-
-
-def unseen(count: int, seed: int, motions: Sequence[str] = ()) -> list[str]:
-    """Different prompts of the evaluation share, of these motions if any are named."""
-    found = dict.fromkeys(playroom.prompts(max(4000, 40 * count), seed, "simple", "evaluation"))
-    meanings = {prompt: playroom.parse(prompt) for prompt in found}
-    kept = [p for p, meaning in meanings.items() if meaning and (not motions or meaning.motion in motions)]
-    if len(kept) < count:
-        raise SystemExit(f"there are {len(kept)} unseen prompts of these motions, fewer than {count}")
-    return kept[:count]
-
-
-def median(values: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """The median and its 95 % interval (percentile bootstrap)."""
-    array = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.quantile(np.median(array[draws], axis=1), (0.025, 0.975))
-    return {"median": float(np.median(array)), "low": float(low), "high": float(high), "count": len(array)}
-
-
-def write(path: Path, data: Any) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(data, indent=1) + "\n")
-
-
-def rendered(prompt: str, seed: int, frames: int, fps: float, side: int = 64) -> Tensor:
-    """What playroom draws for a prompt, 3×T×H×W."""
-    sample = playroom.sample(seed, frames=frames, height=side, width=side, fps=fps, caption=prompt)
-    return torch.from_numpy(sample.video_CTHW)
 
 
 # --------------------------------------------------------------------------- one pass and a cascade
@@ -203,10 +155,6 @@ def rival(options: Options) -> None:
     for what, unit in (("trajectory_error", "of the shorter side"), ("identity_breaks", "of the frames")):
         for arm, found in [*result.items(), ("one pass less cascade", differences)]:
             print(f"{what.replace('_', ' ')}, {arm}: {interval(found[what])} {unit}")
-
-
-def interval(figure: Mapping[str, float]) -> str:
-    return f"{figure['median']:.4f} ({figure['low']:.4f} to {figure['high']:.4f}; {figure['count']:.0f} clips)"
 
 
 def measured(videos_BCTHW: Tensor, prompts: Sequence[str], fps: float) -> list[dict[str, float]]:

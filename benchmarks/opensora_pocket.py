@@ -1,8 +1,10 @@
-"""The pocket Open-Sora: its scores by number of steps, its conditioning, and another seed's training curve.
+"""The pocket Open-Sora: its scores by number of steps, its conditioning, and other seeds' training curves.
 
     python -m benchmarks.opensora_pocket table     # scores, flicker and seconds, with zoetrope's
     python -m benchmarks.opensora_pocket sheet     # given frames, extension, inpainting and editing
-    python -m benchmarks.opensora_pocket follow --runs runs/opensora-pocket runs/other-seed
+    python -m benchmarks.opensora_pocket follow    # logs of seed 1, or --runs FOLDER of any seed, finished or not
+    python -m benchmarks.opensora_pocket start --seed 1 --out runs/seed-1-flow    # its flow alone, on the shipped codec
+    kinema train runs/seed-1-flow/start.safetensors --stage flow --seed 1 --out runs/seed-1-flow/flow
 
 Prompts are of the evaluation share, of which none was used in training opensora-pocket; zoetrope was trained on them
 too (docs/decisions/0015). Results go to --evidence; measurements by model and number of steps, so that an interrupted
@@ -11,8 +13,8 @@ run continues, to --out.
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lumiere_pocket import interval, median, rendered, unseen, write
+from benchmarks import measuring
+from benchmarks.measuring import interval, median, rendered, unseen, write
 from kinema import load
 from kinema.api import Model
+from kinema.atomic import replacing
+from kinema.checkpoints.files import write_tensors
 from kinema.evaluation import metrics
 from kinema.evaluation.oracle import Verdict, judge, wilson
 from kinema.evaluation.plots import sheet
@@ -38,106 +43,172 @@ from kinema.system import System, open_system
 
 HERE = Path(__file__).parent
 POCKET, RIVAL = "opensora-pocket", "zoetrope"
-STEPS = (4, 8, 16, 32)
+STEPS, PROMPTS = (4, 8, 16, 32), 128
 SHARES = {"colour": "colour_right", "shape": "shape_right", "direction": "direction_right", "motion": "motion_right",
           "count": "count_right"}  # fmt: skip
 RATIOS = ("flicker", "sharpness", "motion_amount")
-TIMED = 5
+CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+TIMED = 3
 """Single clips that are timed for each model and number of steps."""
 MEDIA = HERE.parents[1] / "shared" / "media"
 SCENES = ("fv_i2v.mp4", "c2pa_video1.mp4", "cosmos_video30.mp4")
 FRAMES, FPS = 17, 8.0
+SEED_1 = measuring.EVIDENCE / "opensora-pocket-seed-1"
+"""Logs of the codec with seed 1 and of the flow with seed 1 on the shipped codec, both cut off."""
 Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(measuring.Options):
     """Command line options."""
 
-    what: str
-    prompts: int
-    seed: int
-    batch: int
-    out: Path
-    evidence: Path
-    threads: int | None
     models: str
+    rival_prompts: int | None
     media: Path
-    runs: tuple[Path, ...]
+    shipped: Path
+    runs: Sequence[Path]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "sheet", "follow"))
-    parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the first clip")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("runs/opensora-pocket-measured"))
-    parser.add_argument("--evidence", type=Path, default=HERE.parent / "docs" / "evidence")
-    parser.add_argument("--threads", type=int)
+    commands = {"table": table, "sheet": sheets, "follow": follow, "start": start}
+    parser = measuring.parser(__doc__, [*commands], "opensora-pocket", "128")
     parser.add_argument("--models", default=f"{POCKET},{RIVAL}", help="table: embedded names or files")
+    parser.add_argument("--rival-prompts", type=int, help=f"table: fewer prompts for {RIVAL}, the first of them")
     parser.add_argument("--media", type=Path, default=MEDIA, help=f"sheet: folder with {', '.join(SCENES)}")
-    parser.add_argument("--runs", type=Path, nargs=2, default=(), help="follow: folders of the two runs")
-    found = vars(parser.parse_args())
-    options = Options(**{**found, "runs": tuple(found["runs"])})
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.evidence.mkdir(parents=True, exist_ok=True)
-    torch.set_grad_enabled(False)
-    {"table": table, "sheet": sheets, "follow": follow}[options.what](options)
+    parser.add_argument("--shipped", type=Path, default=measuring.EVIDENCE, help="follow: folder of the shipped logs")
+    parser.add_argument("--runs", type=Path, nargs="+", default=(SEED_1,), help="follow: folders of other runs")
+    options = Options(**vars(parser.parse_args()))
+    options.begin()
+    commands[options.what](options)
 
 
 # ------------------------------------------------------------------------------------------- table
 
 
 def table(options: Options) -> None:
-    """Oracle shares, ratios to rendered clips of the same prompt and seed, and seconds, by model and steps."""
-    prompts, names = unseen(options.prompts, options.seed), options.models.split(",")
-    systems = {Path(name).stem: open_system(name) for name in names}
-    result: dict[str, dict[str, Any]] = {name: {"weights": system.weights.hash} for name, system in systems.items()}
-    for name, system in systems.items():
+    """Oracle shares, ratios to rendered clips of the same prompt and seed, and seconds, by model and steps.
+
+    Figures that the evidence has of the same weights and clips are kept. Batches of prompts take turns over the models
+    and steps, so that an interrupted run has the same prompts of each.
+    """
+    path = options.evidence / "opensora-pocket.json"
+    prompts, keys = unseen(options.prompts or PROMPTS, options.seed), {"split": "evaluation", "seed": options.seed}
+    systems = {Path(name).stem: open_system(name) for name in options.models.split(",")}
+    counts = {name: len(prompts) if name == POCKET else options.rival_prompts or len(prompts) for name in systems}
+    result = {
+        name: known(path, {"weights": system.weights.hash, "prompts": counts[name]}, keys, name)
+        for name, system in systems.items()
+    }
+    left = [name for name, found in result.items() if not all(str(steps) in found for steps in STEPS)]
+    for start in range(0, len(prompts), options.batch):
+        for name in left:
+            for steps in STEPS:
+                measure(options, systems[name], name, steps, prompts[: counts[name]], start)
+    for name in left:
         for steps in STEPS:
-            result[name][str(steps)] = figures(measured(options, system, name, steps, prompts))
+            result[name][str(steps)] = figures(stored(options, systems[name], name, steps)[: counts[name]])
     for steps in STEPS:
         for name, seconds in timed(systems, steps, prompts[:TIMED], options.seed).items():
-            result[name][str(steps)]["seconds"] = {"median": seconds, "threads": torch.get_num_threads()}
+            result[name][str(steps)] |= seconds
             print(line(name, steps, result[name][str(steps)]), flush=True)
-    write(
-        options.evidence / "opensora-pocket.json",
-        {"prompts": len(prompts), "split": "evaluation", "seed": options.seed, "models": result},
+    write(path, {**keys, "models": result})
+    page(result, path.with_suffix(".md"), options)
+
+
+def page(models: Mapping[str, Mapping[str, Any]], path: Path, options: Options) -> None:
+    """The table as a page, with the options that decide its figures."""
+    given = {"rival-prompts": options.rival_prompts, "threads": options.threads}
+    command = " ".join(["table", *(f"--{name} {value}" for name, value in given.items() if value)])
+    lines = [
+        "# The pocket Open-Sora, measured", "", f"`python -m benchmarks.opensora_pocket {command}`", "",
+        "Unseen prompts of the evaluation share (zoetrope was trained on them, opensora-pocket was not). Shares are",
+        "percentages of clips, with 95 % Wilson intervals; ratios are medians over a rendered clip of the same prompt,",
+        f"with 95 % bootstrap intervals; seconds of single clips, by the clock and of the CPU, are medians of {TIMED}",
+        "(least to most), the models taking turns in one process.", "",
+        "| model | steps | " + " | ".join([*SHARES, *(name.replace("_", " ") for name in (*RATIOS, *CLOCKS))]) + " |",
+        "|---" * (2 + len(SHARES) + len(RATIOS) + len(CLOCKS)) + "|",
+    ]  # fmt: skip
+    for name, found in models.items():
+        for steps in STEPS:
+            row = found[str(steps)]
+            cells = [cell(row[what], "mean", 100, 0) for what in SHARES]
+            cells += [cell(row[what], "median", 1, 2) for what in (*RATIOS, *CLOCKS)]
+            lines.append(f"| {name} | {steps} | " + " | ".join(cells) + " |")
+    for name, found in models.items():
+        first = found[str(STEPS[0])]
+        directed, threads = first["direction"]["count"], first["threads"]
+        lines += ["", f"{name}: {found['prompts']} prompts, {directed:.0f} with a direction; threads: {threads}."]
+    with replacing(path) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cell(figure: Mapping[str, float], middle: str, scale: float, digits: int) -> str:
+    value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in (middle, "low", "high"))
+    return f"{value} ({low}–{high})"
+
+
+def known(path: Path, own: Mapping[str, Any], keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the evidence has of a model if it is of these weights and clips, else only what it will be of."""
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    found = data.get("models", {}).get(name, {})
+    same = all(data.get(key) == value for key, value in keys.items())
+    return found if same and all(found.get(key) == value for key, value in own.items()) else dict(own)
+
+
+def measure(options: Options, system: System, name: str, steps: int, prompts: Sequence[str], start: int) -> None:
+    """Add verdicts and ratios of a batch of clips to those in ``options.out``, unless they are there."""
+    batch, seed, rows = (
+        prompts[start : start + options.batch],
+        options.seed + start,
+        stored(options, system, name, steps),
     )
-
-
-def measured(options: Options, system: System, name: str, steps: int, prompts: Sequence[str]) -> Rows:
-    """Verdicts and ratios of all clips, stored in ``options.out``."""
-    path = options.out / f"{name}-{steps}.json"
-    keys = {"weights": system.weights.hash, "steps": steps, "prompts": list(prompts), "seed": options.seed}
-    if path.is_file() and (stored := json.loads(path.read_text()))["keys"] == keys:
-        return stored["rows"]
-    sampling, rows = Sampling.of(system, steps=steps), []
+    if [row["prompt"] for row in rows[start : start + len(batch)]] == list(batch):
+        return
+    sampling, rows = Sampling.of(system, steps=steps), rows[:start]
     fps = float(sampling.request.fps or FPS)
-    for start in range(0, len(prompts), options.batch):
-        batch, seed = prompts[start : start + options.batch], options.seed + start
-        for i, (prompt, video) in enumerate(zip(batch, sampling.clips(batch, seed), strict=True)):
-            made = video.clamp(-1, 1)
-            real = rendered(prompt, seed + i, made.shape[1], fps)
-            verdicts = judge(made, prompt, fps), judge(real, prompt, fps)
-            rows.append({**shares(verdicts[0]), **ratios(made, real, verdicts)})
-    write(path, {"keys": keys, "rows": rows})
-    return rows
+    for i, (prompt, video) in enumerate(zip(batch, sampling.clips(batch, seed), strict=True)):
+        made = video.clamp(-1, 1)
+        real = rendered(prompt, seed + i, made.shape[1], fps)
+        verdicts = judge(made, prompt, fps), judge(real, prompt, fps)
+        rows.append({"prompt": prompt, **shares(verdicts[0]), **ratios(made, real, verdicts)})
+    write(rows_file(options, name, steps), {"keys": row_keys(options, system, steps), "rows": rows})
+    print(f"{name}, {steps} steps: {len(rows)} of {len(prompts)} clips", flush=True)
 
 
-def timed(systems: Mapping[str, System], steps: int, prompts: Sequence[str], seed: int) -> dict[str, float]:
-    """Median seconds of a single clip, the models taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
+def stored(options: Options, system: System, name: str, steps: int) -> list[dict[str, Any]]:
+    path = rows_file(options, name, steps)
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    return data["rows"] if data.get("keys") == row_keys(options, system, steps) else []
+
+
+def rows_file(options: Options, name: str, steps: int) -> Path:
+    return options.out / f"{name}-{steps}.json"
+
+
+def row_keys(options: Options, system: System, steps: int) -> dict[str, Any]:
+    return {"weights": system.weights.hash, "steps": steps, "seed": options.seed}
+
+
+def timed(systems: Mapping[str, System], steps: int, prompts: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+    """Median, least and most seconds of a single clip, by the clock and of the CPU, the models taking turns."""
+    found: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in CLOCKS} for name in systems}
     samplings = {name: Sampling.of(system, steps=steps) for name, system in systems.items()}
     for number, prompt in enumerate(prompts):
         for name, sampling in samplings.items():
-            began = time.perf_counter()
+            began = {clock: read() for clock, read in CLOCKS.items()}
             sampling.clips([prompt], seed + number)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+            for clock, read in CLOCKS.items():
+                found[name][clock].append(read() - began[clock])
+    return {
+        name: {
+            "threads": torch.get_num_threads(),
+            **{
+                clock: {"median": statistics.median(each), "low": min(each), "high": max(each)}
+                for clock, each in rows.items()
+            },
+        }
+        for name, rows in found.items()
+    }
 
 
 def shares(verdict: Verdict) -> dict[str, bool | None]:
@@ -175,20 +246,18 @@ def line(name: str, steps: int, found: Mapping[str, Any]) -> str:
 
 
 def sheets(options: Options) -> None:
-    """One sheet: each kind of conditioning on a rendered clip, then on the first frame of real ones."""
+    """One sheet: each kind of conditioning on a rendered clip, then on the first frames of real ones."""
     model, folder = load(POCKET), options.out / "inputs"
     folder.mkdir(exist_ok=True)
     prompt = "a red ball rolls right"
-    real = Clip(rendered(prompt, options.seed, FRAMES, FPS)[None], FPS, {})
-    rows: list[tuple[str, Tensor]] = [(f"# {prompt}|rendered", real.video[0])]
-    rows += [(name, make(model, prompt, real, folder).video[0, :, :FRAMES]) for name, make in KINDS.items()]
+    clips = {prompt: Clip(rendered(prompt, options.seed, FRAMES, FPS)[None], FPS, {})}
     for file in SCENES:
-        frame = read_video(options.media / file, frames=1, size=(64, 64, "crop")).video
-        still = Clip(frame, FPS, {})
-        image = saved(still, folder / f"{Path(file).stem}.png")
-        for number, (name, make) in enumerate(ON_IMAGES.items()):
-            made = make(model, image).video[0, :, :FRAMES]
-            rows.append((f"# {file}|{name}" if number == 0 else name, made))
+        clips[file] = Clip(read_video(options.media / file, frames=FRAMES, size=(64, 64, "crop")).video, FPS, {})
+    rows: list[tuple[str, Tensor]] = []
+    for title, clip in clips.items():
+        rows.append((f"# {title}|{'rendered' if title == prompt else 'filmed'}", clip.video[0]))
+        kinds = {name: make for name, make in KINDS.items() if title == prompt or name != "text"}
+        rows += [(name, make(model, prompt, clip, folder).video[0, :, :FRAMES]) for name, make in kinds.items()]
     sheet([(label, video[:, ::2]) for label, video in rows], options.evidence / "opensora-pocket.png")
     print(options.evidence / "opensora-pocket.png")
 
@@ -204,6 +273,7 @@ def frame(clip: Clip, index: int, folder: Path) -> Path:
 
 def part(clip: Clip, frames: int, folder: Path) -> Path:
     path = folder / f"first-{frames}"
+    shutil.rmtree(path, ignore_errors=True)
     save_clip(Clip(clip.video[:, :, :frames], clip.fps, {}), f"{path}/")
     return path
 
@@ -228,11 +298,6 @@ KINDS: dict[str, Callable[[Model, str, Clip, Path], Clip]] = {
         part(clip, FRAMES, folder), prompt.replace("red", "green"), strength=0.7, seed=1
     ),
 }
-ON_IMAGES: dict[str, Callable[[Model, Path], Clip]] = {
-    "head": lambda model, image: model.animate(image, "a red ball rolls right", seed=1),
-    "tail": lambda model, image: model.animate(prompt="a red ball rolls right", keyframes={FRAMES - 1: image}, seed=1),
-    "loop": lambda model, image: model.animate(image, "a red ball rolls right", loop=True, seed=1),
-}
 
 
 # ------------------------------------------------------------------------------------------ follow
@@ -242,46 +307,94 @@ WINDOW = 10
 
 
 def follow(options: Options) -> None:
-    """The mean training loss of windows of steps in both runs, leg by leg, as far as the shorter one goes.
+    """Training losses of other runs beside the shipped run's, leg by leg, as far as both go: by step, in windows.
 
-    The spread of a window is that of the shipped run's loss within it: twice the standard error of the difference of
-    two means.
+    The spread of the shipped curve in a window is that of its single losses about their trend, ± 2 standard deviations.
+    The noise of a difference of two windows' means is 2 standard errors, from what both losses leave of their trends.
     """
-    if not options.runs:
-        raise SystemExit("follow: give --runs with the folder of the shipped run and that of the other seed")
     found: dict[str, list[dict[str, float]]] = {}
-    for leg in ("codec", "flow"):
-        curves = [windows(run / leg / "log.jsonl") for run in options.runs]
-        if all(curves):
-            found[leg] = [compared(*pair) for pair in zip(*curves, strict=False)]
-    write(options.evidence / "opensora-pocket-curve.json", found)
-    for leg, rows in found.items():
-        within = sum(abs(row["other"] - row["shipped"]) <= row["spread"] for row in rows)
-        print(f"{leg}: {within} of {len(rows)} windows within the spread, to step {rows[-1]['step']:.0f}")
+    for leg in LEGS:
+        shipped = windows(options.shipped / f"opensora-pocket-{leg}.jsonl")
+        for run in options.runs:
+            if pairs := [*zip(shipped, windows(run / leg / "log.jsonl"), strict=False)]:
+                found[f"{leg}, {run.name}"] = [compared(*pair) for pair in pairs]
+    for name, rows in found.items():
+        spread = sum(abs(row["other"] - row["shipped"]) <= row["spread"] for row in rows)
+        noise = sum(abs(row["other"] - row["shipped"]) <= row["noise"] for row in rows)
+        ratio = statistics.median(row["other"] / row["shipped"] for row in rows)
+        print(
+            f"{name}: to step {rows[-1]['step']:.0f}, within the shipped curve's spread in {spread} of {len(rows)} "
+            f"windows, within the noise of the difference in {noise}; median ratio {ratio:.3f}"
+        )
         for row in rows:
-            print(f"  step {row['step']:.0f}: {row['shipped']:.4f}, {row['other']:.4f} (± {row['spread']:.4f})")
+            print("  " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    write(options.evidence / "opensora-pocket-curve.json", found)
+    plotted(found, options.evidence / "opensora-pocket-curve.png")
 
 
 Window = tuple[int, np.ndarray]
+LEGS = ("codec", "flow")
 
 
 def windows(path: Path) -> list[Window]:
-    """(last step, losses) of each complete window of a log."""
-    if not path.is_file():
-        return []
-    rows = [row for text in path.read_text().splitlines() if "loss" in (row := json.loads(text))]
+    """(last step, losses) of each complete window of a log; an unfinished last line is left out."""
+    text = path.read_text() if path.is_file() else ""
+    rows = [row for line in text[: text.rfind("\n") + 1].splitlines() if "loss" in (row := json.loads(line))]
     parts = [rows[i : i + WINDOW] for i in range(0, len(rows) - WINDOW + 1, WINDOW)]
     return [(int(each[-1]["step"]), np.array([row["loss"] for row in each])) for each in parts]
 
 
 def compared(shipped: Window, other: Window) -> dict[str, float]:
-    error = np.sqrt((shipped[1].var(ddof=1) + other[1].var(ddof=1)) / WINDOW)
+    if shipped[0] != other[0]:
+        raise SystemExit(f"follow: the logs differ in their steps ({shipped[0]} and {other[0]} end the same window)")
+    about = [deviation(losses) for _, losses in (shipped, other)]
     return {
         "step": shipped[0],
         "shipped": float(shipped[1].mean()),
         "other": float(other[1].mean()),
-        "spread": float(2 * error),
+        "spread": 2 * about[0],
+        "noise": 2 * float(np.hypot(*about)) / WINDOW**0.5,
     }
+
+
+def deviation(losses: np.ndarray) -> float:
+    """The standard deviation about a straight line."""
+    places = np.arange(len(losses))
+    left = losses - np.polyval(np.polyfit(places, losses, 1), places)
+    return float(np.sqrt(np.square(left).sum() / (len(losses) - 2)))
+
+
+def plotted(found: Mapping[str, Rows], path: Path) -> None:
+    """Each leg's curves: the shipped one with its spread, and the other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((5 * len(found), 3.4), dpi=100, layout="constrained")
+    for axes, (name, rows) in zip(np.ravel(figure.subplots(1, len(found))), found.items(), strict=True):
+        step, shipped, other, spread = (np.array([row[key] for row in rows]) for key in ("step", *CURVES))
+        axes.fill_between(step, shipped - spread, shipped + spread, color="tab:blue", alpha=0.2, lw=0)
+        axes.plot(step, shipped, "o-", color="tab:blue", ms=3, label="shipped, with its spread")
+        axes.plot(step, other, "s-", color="tab:orange", ms=3, label="another seed")
+        axes.set(title=name, xlabel="step", ylabel=f"training loss, mean of {WINDOW} logged steps", yscale="log")
+        axes.legend()
+    figure.savefig(path)
+
+
+CURVES = ("shipped", "other", "spread")
+
+
+# ------------------------------------------------------------------------------------------- start
+
+
+def start(options: Options) -> None:
+    """Write the shipped codec with a new transformer of this seed, from which the flow can be trained alone."""
+    system = open_system("opensora/pocket")
+    torch.manual_seed(options.seed)
+    model = system.family.build(system.config)
+    codec = {name: x for name, x in open_system(POCKET).model.state_dict().items() if name.startswith("vae.")}
+    model.load_state_dict(codec, strict=False)
+    about = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
+    write_tensors(options.out / "start.safetensors", model.state_dict(), {"kinema": about})
+    print(options.out / "start.safetensors")
 
 
 if __name__ == "__main__":

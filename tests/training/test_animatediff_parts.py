@@ -250,9 +250,9 @@ def test_scribbles_are_not_trained_on_precomputed_latents(tmp_path):
     shards.write_index(folder, encoding, [])
     assert "vae.encoder.conv_in.weight" in frozen
     system = replace(open_system("animatediff/tiny"), config=config)
-    options = TrainOptions(data=str(folder))
+    options, prepared = TrainOptions(data=str(folder)), sources.Prepared(system, FAMILY.training.settings(config))
     with pytest.raises(BadRequest, match="SparseCtrl for scribbles needs the pixels of every frame"):
-        sources.open_source(options, system, FAMILY.training.settings(config), setup.training_network(system, 0))
+        sources.open_source(options, prepared, setup.training_network(system, 0))
 
 
 # ------------------------------------------------------------------------------------------ resume

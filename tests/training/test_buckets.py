@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from kinema.cli.main import main
+from kinema.events import Phase
 from kinema.schema import BadRequest
 from kinema.training.bucket_table import table
 from kinema.training.options import TrainOptions
+from kinema.training.run import train
 from kinema.training.setup import prepare
 from kinema.training.sources import open_source
 from kinema.training.stream import Stream
@@ -60,8 +62,8 @@ def options(clips, tmp_path, small):
 
 def opened(given):
     options = TrainOptions(**given)
-    system, settings = prepare(options)
-    return open_source(options, system, settings), system, settings
+    prepared = prepare(options)
+    return open_source(options, prepared), prepared.system, prepared.settings
 
 
 def test_batches_have_the_size_and_number_of_clips_of_their_bucket(options):
@@ -196,3 +198,10 @@ def test_the_table_counts_clips_batches_and_dropped_ones(options, clips, tmp_pat
     out = capsys.readouterr().out
     assert "28 clips, 10 of them in no bucket" in out
     assert "32px      1      2       3     3.0        2        3  " in out
+
+
+def test_a_bad_bucket_file_is_named_before_the_model_is_loaded(options, tmp_path, heard):
+    (tmp_path / "buckets.json").write_text(json.dumps({"32px": {"4": [1.0, 2]}}))
+    with pytest.raises(BadRequest, match=r"buckets.json: 32px × 4 does not fit opensora/tiny"):
+        train(TrainOptions(**options()), heard)
+    assert not [event for event in heard if isinstance(event, Phase)]

@@ -13,6 +13,7 @@ import torch
 
 from kinema.checkpoints import files
 from kinema.data import playroom, shards
+from kinema.data.clip import InOrder
 from kinema.data.folder import Folder
 from kinema.data.shards import Latents
 from kinema.media.write import save_clip
@@ -81,7 +82,7 @@ def test_the_loss_equals_that_of_encoding_on_the_fly(options, clips, tmp_path):
         precomputed = Stream(stored, settings, 4).at(1)
         rows = [stored.windows[shards.shuffled(8, 0, 0)[i]][2] for i in range(4, 8)]
 
-        class Same:
+        class Same(InOrder):
             skipped = ()
 
             def clip(self, index, rows=rows):
@@ -192,7 +193,7 @@ def test_held_out_windows_belong_to_other_clips(options, small, tmp_path):
 
     latents.encode(options())
     train = TrainOptions(model="svd/tiny", data=str(tmp_path / "latents"))
-    source = open_source(train, *prepare(train))
+    source = open_source(train, prepare(train))
     parts = [{w.clip for _, _, w in part.windows} for part in (source.train, source.held_out)]
     assert [len(p) for p in parts] == [3, 1]
     assert not parts[0] & parts[1]

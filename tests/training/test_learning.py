@@ -223,7 +223,7 @@ def test_a_pocket_model_has_no_other_layout(tmp_path):
 
 def test_lora_training_settings_apply_below_given_options():
     def values(model, **options):
-        _, settings = setup.prepare(TrainOptions(model=model, lora="4", **options))
+        _, settings, _ = setup.prepare(TrainOptions(model=model, lora="4", **options))
         return settings.steps, settings.batch, settings.learning_rate, settings.optimiser
 
     assert values("animatediff/v3") == (5000, 4, 1e-4, "adamw")

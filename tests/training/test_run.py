@@ -144,13 +144,13 @@ def test_validation_uses_the_averaged_weights_and_restores_the_raw_ones(ready, h
     for i in range(3):
         loop.step(ready, iter([ready.stream.at(i)]), heard)
     before = weights(ready)
-    validation = loop.validate(ready)
+    validation, _ = loop.validate(ready)
     assert equal(before, weights(ready))
     assert ready.model.training
 
     def mean(model):
         with torch.no_grad():
-            batches = enumerate(ready.validation)
+            batches = enumerate(ready.held_out.at(i) for i in range(setup.VALIDATION_BATCHES))
             each = [loop.losses(model, ready.system, b, seed=i, precision="fp32").mean() for i, b in batches]
         return float(torch.stack(each).double().mean())
 

@@ -34,8 +34,8 @@ def share(caption):
 
 def source(**changes):
     options = TrainOptions(model="zoetrope/tiny", **changes)
-    system, settings = prepare(options)
-    return open_source(options, system, settings), system, settings
+    prepared = prepare(options)
+    return open_source(options, prepared), prepared.system, prepared.settings
 
 
 def test_playroom_is_rendered_at_the_models_size_with_prompts_of_separate_shares():
@@ -63,8 +63,7 @@ def test_the_identity_of_playroom_data_is_stable():
 
     def identity(model, **changes):
         options = TrainOptions(model=model, **changes)
-        system, settings = prepare(options)
-        return open_source(options, system, settings).identity
+        return open_source(options, prepare(options)).identity
 
     mixed = {"source": "playroom", "grammar": "mixed", "split": "train"}
     assert identity("zoetrope/tiny") == identity("vdm/tiny") == mixed  # with and without playroom settings

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from kinema.data.clip import TrainingClip
+from kinema.data.clip import InOrder, TrainingClip
 from kinema.data.playroom.rendered import Rendered
 from kinema.system import TrainingSettings
 from kinema.training.stream import Stream, draw_mask, prefetch
@@ -15,7 +15,7 @@ from kinema.training.stream import Stream, draw_mask, prefetch
 MIX = {"nothing": 0.4, "first": 0.3, "ends": 0.2, "region": 0.1}
 
 
-class Counted:
+class Counted(InOrder):
     """Clip i is filled with i and captioned "clip i"."""
 
     skipped = ()

@@ -1,11 +1,12 @@
-"""The training clip that every source returns."""
+"""Training clips, and what every source of them offers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -28,3 +29,31 @@ class TrainingClip(NamedTuple):
     encoded: Mapping[str, Tensor] | None = None
     frames: int | None = None
     """None: as many as ``video`` has."""
+
+
+class Clips(Protocol):
+    """A source of clips by index; ``skipped`` holds messages on skipped clips."""
+
+    @property
+    def skipped(self) -> Sequence[str]: ...
+
+    def clip(self, index: int) -> TrainingClip:
+        """Any clip, for an index >= 0."""
+        ...
+
+    def drawn(self, step: int, count: int) -> tuple[str | None, Sequence[TrainingClip]]:
+        """The bucket, if the source has any, and the clips of a step, all of one size.
+
+        ``count`` is the number of clips of every step; a bucket has a number of its own.
+        """
+        ...
+
+
+class InOrder(ABC):
+    """A source of clips of one size, of which each step has the next ones."""
+
+    @abstractmethod
+    def clip(self, index: int) -> TrainingClip: ...
+
+    def drawn(self, step: int, count: int) -> tuple[None, Sequence[TrainingClip]]:
+        return None, [self.clip(step * count + i) for i in range(count)]

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from kinema.data import motion_file
-from kinema.data.clip import TrainingClip
+from kinema.data.clip import InOrder, TrainingClip
 from kinema.data.frames import LONGEST, frame_sizes, read_frames
 from kinema.data.listing import Entry, scan
 from kinema.media.fitting import scaled
@@ -72,7 +72,7 @@ class Cache:
 
 
 @dataclass(frozen=True, eq=False)
-class Folder:
+class Folder(InOrder):
     """Captioned clips by index, preprocessed as described above; ``skipped`` collects messages on skipped clips."""
 
     entries: tuple[Entry, ...]

@@ -23,7 +23,7 @@ from torch import Tensor
 from kinema import bounds
 from kinema.atomic import refuse_foreign, replacing
 from kinema.checkpoints import files
-from kinema.data.clip import TrainingClip
+from kinema.data.clip import InOrder, TrainingClip
 from kinema.data.containment import Inside
 from kinema.data.folder import shuffled
 from kinema.schema import BadRequest
@@ -204,8 +204,8 @@ def write_index(folder: Path, settings: EncodingSettings, skipped: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
-    """Encoded clips by index, each pass in a random order of (seed, pass); see `kinema.training.stream.Clips`."""
+class Latents(InOrder):
+    """Encoded clips by index, each pass in a random order of (seed, pass); see `kinema.data.clip.Clips`."""
 
     settings: EncodingSettings
     windows: tuple[tuple[Path, int, Window], ...]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
     from kinema.system.opened import OpenedModel
 
+Kept = TypeVar("Kept")
 Sampled = TypeVar("Sampled", Tensor, NoiseLevel, list[Tensor], list[int])
 
 
@@ -55,6 +56,8 @@ class Batch:
     """Whether a loss may drop conditions at random; validation keeps them."""
     time: float | None = None
     """Time in [0, 1] at which to compute the loss, one of `Training.times`; None: times are drawn."""
+    kept: dict[str, Any] | None = None
+    """What `once` has computed, for losses of the same batch at several times; None: nothing is kept."""
     bucket: str | None = None
     """The bucket (`kinema.data.buckets`) whose size all clips have; None: every batch has the same size."""
 
@@ -67,6 +70,14 @@ class Batch:
         """Slice this batch's rows from values sampled for the whole step, with equally many rows per clip."""
         each = len(sampled) // self.count
         return sampled[self.first * each : (self.first + len(self.captions)) * each]
+
+    def once(self, name: str, compute: Callable[[], Kept]) -> Kept:
+        """``compute()``, which must not depend on ``time``; computed once if what it gives is ``kept``."""
+        if self.kept is None:
+            return compute()
+        if name not in self.kept:
+            self.kept[name] = compute()
+        return cast(Kept, self.kept[name])
 
     def parts(self, number: int) -> Iterator[Batch]:
         """Split into ``number`` batches of equal size."""
@@ -120,6 +131,13 @@ class Tuning(Protocol):
 
     def staged(self, config: Any, name: str) -> Any:
         """Return the config of a training stage of the paper. Raises BadRequest if the model has no such stage."""
+
+    def stage(self, config: Any) -> str:  # noqa: ARG002
+        """Return the training stage of a config, by a name that `staged` takes; "" for a family without stages.
+
+        Weight files keep the stage that they were trained in.
+        """
+        return ""
 
     def grown(self, model: nn.Module, config: Any, seed: int) -> nn.Module:
         """Extend a loaded network by the parts that the training stage adds, initialised from the seed."""

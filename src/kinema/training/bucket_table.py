@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kinema.events import OnEvent, Phase, ignore
 from kinema.schema import BadRequest
-from kinema.training.bucket_sources import ordered, read
+from kinema.training.bucket_sources import ordered
 from kinema.training.options import TrainOptions
 from kinema.training.setup import prepare
 from kinema.training.sources import scan
@@ -45,8 +45,7 @@ class Table:
 
 def table(options: TrainOptions, on_event: OnEvent = ignore) -> Table:
     """The buckets of all clips in the options' folder, without training. Raises what `train` raises for them."""
-    system, settings = prepare(options, on_event)
-    buckets = read(options, system)
+    system, settings, buckets = prepare(options, on_event)
     if buckets is None:
         raise BadRequest("buckets is missing; expected a bucket file")
     on_event(Phase("measure", "the sizes of the clips"))

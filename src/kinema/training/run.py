@@ -19,7 +19,7 @@ from kinema.system import Batch, System
 from kinema.training import checkpoint, optim, outputs, trainable
 from kinema.training.options import TrainOptions
 from kinema.training.run_folder import check_new, claimed, stopping
-from kinema.training.setup import Run, begin
+from kinema.training.setup import VALIDATION_BATCHES, Run, begin
 from kinema.training.stream import prefetch
 from kinema.values import counted
 
@@ -124,43 +124,41 @@ def gradients(run: Run, batch: Batch) -> tuple[float, float]:
 
 def validated(run: Run, event: TrainStep, on_event: OnEvent) -> TrainStep:
     """The event with the held-out loss, and that by time if the family reports it."""
-    loss, at = validate(run), by_time(run)
+    loss, at = validate(run)
     if at:
         row = ", ".join(f"{time:.2f}: {each:.4g}" for time, each in at.items())
         on_event(Note(f"step {event.index}, held-out loss by time (0 clean, 1 noise): {row}"))
     return replace(event, validation=loss, validation_at=at or None)
 
 
-@torch.no_grad()
-def validate(run: Run) -> float:
-    """Mean loss of the averaged weights on fixed held-out clips with fixed noise; exports the best weights.
+def validate(run: Run) -> tuple[float, dict[float, float]]:
+    """Mean loss of the averaged weights on fixed held-out clips with fixed noise, and that at each of the family's
+    `Training.times`; exports the best weights.
 
     Conditions are not dropped.
     """
     state = run.state
     with run.ema.applied(run.model):
-        loss = _held_out(run)
+        loss, at = _held_out(run)
     finite = loss if math.isfinite(loss) else None
     state.history.append({"step": state.step, "seconds": state.seconds, "validation": finite})
     if finite is not None and (state.best is None or finite < state.best):
         state.best = finite
         trainable.export(run.folder / "best.safetensors", run.ema.shadow, run.model, run.options, run.description)
-    return loss
+    return loss, at
 
 
 @torch.no_grad()
-def by_time(run: Run) -> dict[float, float]:
-    """The same loss at each of the family's `Training.times`; empty for a family without."""
-    with run.ema.applied(run.model):
-        return {time: _held_out(run, time) for time in run.system.family.training.times(run.system.config)}
-
-
-def _held_out(run: Run, time: float | None = None) -> float:
-    precision, total = run.state.precision, 0.0
-    for i, batch in enumerate(run.validation):
-        fixed = replace(batch, drops=False, time=time)
-        total += float(losses(run.model, run.system, fixed, seed=i, precision=precision).mean())
-    return total / len(run.validation)
+def _held_out(run: Run) -> tuple[float, dict[float, float]]:
+    """One batch at a time is in memory, and the family computes once what is the same at every time."""
+    times = run.system.family.training.times(run.system.config)
+    totals: dict[float | None, float] = dict.fromkeys([None, *times], 0.0)
+    for i, batch in enumerate(prefetch(run.held_out, 0, VALIDATION_BATCHES)):
+        fixed = replace(batch, drops=False, kept={} if times else None)
+        for at in totals:
+            each = losses(run.model, run.system, replace(fixed, time=at), seed=i, precision=run.state.precision)
+            totals[at] += float(each.mean()) / VALIDATION_BATCHES
+    return totals[None], {at: totals[at] for at in times}
 
 
 def losses(network: nn.Module, system: System, batch: Batch, *, seed: int, precision: str) -> Tensor:

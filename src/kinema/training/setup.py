@@ -21,17 +21,17 @@ from kinema.data.playroom import Playroom
 from kinema.events import Note, OnEvent, Phase, ignore
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
-from kinema.system import Batch, System, TrainingSettings, open_system, parse_metadata
+from kinema.system import System, TrainingSettings, open_system, parse_metadata
 from kinema.system.blocks import check_compiler, checkpoint_blocks, compile_blocks
-from kinema.training import checkpoint, optim, trainable
+from kinema.training import bucket_sources, checkpoint, optim, trainable
 from kinema.training.checkpoint import State
 from kinema.training.ema import EMA
 from kinema.training.options import TrainOptions, parse_addons
 from kinema.training.outputs import Log
-from kinema.training.sources import Source, open_source
+from kinema.training.sources import Prepared, Source, open_source
 from kinema.training.stream import Stream
 
-_VALIDATION_BATCHES = 4
+VALIDATION_BATCHES = 4
 _VALIDATION_SEED = 7
 
 
@@ -49,14 +49,15 @@ class Run:
     state: State
     source: Source
     stream: Stream
-    validation: list[Batch]
+    held_out: Stream
+    """Batches of the validation loss, the first `VALIDATION_BATCHES`."""
     description: str
     """JSON of the family and config, for the metadata of weight files."""
     log: Log
 
 
-def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, TrainingSettings]:
-    """The system to train, and its training settings with the options applied."""
+def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> Prepared:
+    """What the options say of a run, without its weights and clips. Raises BadRequest for options that do not fit."""
     path = Path(options.model)
     if path.suffix == ".safetensors" and path.is_file() and "kinema-training" in files.metadata(path):
         raise BadRequest(
@@ -84,7 +85,7 @@ def prepare(options: TrainOptions, on_event: OnEvent = ignore) -> tuple[System, 
         raise BadRequest(
             f"accumulate is {options.accumulate}; expected a divisor of the batch of {settings.batch} clips"
         )
-    return system, settings
+    return Prepared(system, settings, bucket_sources.read(options, system))
 
 
 def _given(options: TrainOptions, *names: str) -> dict[str, Any]:
@@ -94,9 +95,10 @@ def _given(options: TrainOptions, *names: str) -> dict[str, Any]:
 
 def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     """Build a run, or resume the one in the folder."""
-    system, settings = prepare(options, on_event)
+    prepared = prepare(options, on_event)
+    system, settings, _ = prepared
     on_event(Phase("load", system.name))
-    for note in system.notes:
+    for note in (*system.notes, *_stage_note(options, system)):
         on_event(Note(note))
     model = training_network(system, options.seed)
     names = set(model.state_dict())
@@ -104,7 +106,7 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
     ema = EMA(model, settings.ema, trained)
     blocks = system.family.blocks(model)
     optimisers = optim.build(settings.optimiser, model, blocks, settings.learning_rate, settings.weight_decay)
-    source = open_source(options, system, settings, model, on_event)
+    source = open_source(options, prepared, model, on_event)
     state = State(
         seed=options.seed,
         precision=precision(options.precision, system.device),
@@ -124,8 +126,7 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
         if state.step >= settings.steps:
             on_event(Note(f"all {settings.steps} steps are complete; raise steps to continue"))
     stream = Stream(source.train, settings, settings.batch, options.seed)
-    fixed = Stream(source.held_out, replace(settings, text_drop=0.0), settings.batch, _VALIDATION_SEED)
-    validation = [fixed.at(i) for i in range(_VALIDATION_BATCHES)] if options.validate_every else []
+    held_out = Stream(source.held_out, replace(settings, text_drop=0.0), settings.batch, _VALIDATION_SEED)
     description = json.dumps({"family": system.family.name, "config": system.family.to_json(system.config)})
     if options.compile:
         compile_blocks(blocks)
@@ -133,8 +134,17 @@ def begin(options: TrainOptions, folder: Path, on_event: OnEvent) -> Run:
         checkpoint_blocks(blocks)
     log = Log(folder, options, settings, state.step)
     return Run(
-        options, folder, system, settings, model, ema, optimisers, state, source, stream, validation, description, log
+        options, folder, system, settings, model, ema, optimisers, state, source, stream, held_out, description, log
     )  # fmt: skip
+
+
+def _stage_note(options: TrainOptions, system: System) -> list[str]:
+    """A message on the training stage that a weight file names, if it decides what this run trains."""
+    tuning = system.family.training.tuning
+    if tuning is None or options.stage is not None or trainable.untrained(system):
+        return []
+    stage = tuning.stage(system.config)
+    return [f"training stage {stage}, that of {system.name}; name another with stage"] if stage else []
 
 
 def check_resumable(path: Path, options: TrainOptions, system: System, new: State, on_event: OnEvent) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from kinema.data import playroom, shards
-from kinema.data.buckets import ByBucket
+from kinema.data.buckets import Buckets
+from kinema.data.clip import Clips
 from kinema.data.folder import Folder, first_part
 from kinema.data.playroom import Playroom
 from kinema.data.playroom.rendered import Rendered
@@ -20,31 +21,35 @@ from kinema.schema import BadRequest
 from kinema.system import System, TrainingSettings
 from kinema.training import bucket_sources
 from kinema.training.options import TrainOptions
-from kinema.training.stream import Clips
 
 _SHARE = 0.9
 """Share of a folder's clips used for training; the rest is held out."""
+
+
+class Prepared(NamedTuple):
+    """The system to train, its training settings with the options applied, and the buckets of its batches."""
+
+    system: System
+    settings: TrainingSettings
+    buckets: Buckets | None = None
 
 
 @dataclass(frozen=True)
 class Source:
     """Training and held-out clips, prompts for sample sheets, and the identity that a resumed run must match."""
 
-    train: Clips | ByBucket
-    held_out: Clips | ByBucket
+    train: Clips
+    held_out: Clips
     prompts: Sequence[str]
     identity: Mapping[str, Any]
 
 
 def open_source(
-    options: TrainOptions,
-    system: System,
-    settings: TrainingSettings,
-    model: nn.Module | None = None,
-    on_event: OnEvent = ignore,
+    options: TrainOptions, prepared: Prepared, model: nn.Module | None = None, on_event: OnEvent = ignore
 ) -> Source:
     """Open the clips of the options at the system's native size, or in buckets; ``model`` is the network to train."""
-    own, buckets = system.family.sampling.defaults(system.config), bucket_sources.read(options, system)
+    system, settings, buckets = prepared
+    own = system.family.sampling.defaults(system.config)
     chosen = {} if buckets is None else {"buckets": buckets.text}
     if options.data == "playroom":
         rendering = settings.playroom or Playroom()

@@ -1,7 +1,6 @@
 """Training batches by position: each batch depends only on (seed, step), so a run resumes exactly from its step.
 
-``Clips`` is a source of captioned clips by index, all of one size; in `ByBucket` each batch has its own. A batch adds
-caption dropout and canvas masks.
+A batch adds caption dropout and canvas masks to the clips of a source (`kinema.data.clip.Clips`).
 """
 
 from __future__ import annotations
@@ -10,26 +9,16 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kinema.data.buckets import ByBucket
-from kinema.data.clip import TrainingClip
+from kinema.data.clip import Clips, TrainingClip
 from kinema.system import Batch, TrainingSettings
 
 _EPOCH_STRIDE = 1_000_003
 """Separates the random seeds of neighbouring positions and run seeds."""
-
-
-class Clips(Protocol):
-    """A source of clips: ``clip(index)`` for any index >= 0; ``skipped`` holds messages on skipped clips."""
-
-    @property
-    def skipped(self) -> Sequence[str]: ...
-
-    def clip(self, index: int) -> TrainingClip: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,7 @@ class Stream:
     ``batch`` is the number of clips of a batch; those of buckets have their own.
     """
 
-    clips: Clips | ByBucket
+    clips: Clips
     settings: TrainingSettings
     batch: int
     seed: int = 0
@@ -47,7 +36,8 @@ class Stream:
     def at(self, step: int) -> Batch:
         """The batch of optimiser step ``step``; a pure function of (seed, step)."""
         g = torch.Generator().manual_seed((self.seed * _EPOCH_STRIDE + step) * 2 + 1)
-        bucket, clips = self._drawn(step)
+        # With images, each is a frame of a different clip, since VDM §3.1 uses independent images.
+        bucket, clips = self.clips.drawn(step, self.batch * (1 + self.settings.images))
         count = len(clips) // (1 + self.settings.images)
         videos, captions = [clip.video for clip in clips], [self._drop(clip.caption, g) for clip in clips]
         video = torch.stack(videos[:count])
@@ -56,7 +46,6 @@ class Stream:
         batch = Batch(video, captions[:count], mask, **_conditioning(clips[:count]), bucket=bucket)
         if not self.settings.images:
             return batch
-        # Each image is a frame of a different clip, since VDM §3.1 uses independent images.
         rest, image_captions = videos[count:], captions[count:]
         times = torch.randint(video.shape[2], (len(rest),), generator=g).tolist()
         images = torch.stack([v[:, t] for v, t in zip(rest, times, strict=True)])
@@ -66,14 +55,6 @@ class Stream:
             images=images.unflatten(0, (count, k)),
             image_captions=[image_captions[b * k : (b + 1) * k] for b in range(count)],
         )
-
-    def _drawn(self, step: int) -> tuple[str | None, list[TrainingClip]]:
-        """The bucket, if there are any, and the clips of a step, with those whose frames are images."""
-        if isinstance(self.clips, ByBucket):
-            bucket, clips = self.clips.batch(step)
-            return str(bucket), clips
-        count = self.batch * (1 + self.settings.images)
-        return None, [self.clips.clip(step * count + i) for i in range(count)]
 
     def _drop(self, caption: str, g: torch.Generator) -> str:
         return "" if torch.rand((), generator=g).item() < self.settings.text_drop else caption

@@ -57,6 +57,10 @@ class ByBucket:
         """The first clip of batch ``index``."""
         return self.batch(index)[1][0]
 
+    def drawn(self, step: int, count: int) -> tuple[str, Sequence[TrainingClip]]:  # noqa: ARG002
+        bucket, clips = self.batch(step)
+        return str(bucket), clips
+
 
 @dataclass(frozen=True)
 class Weighted:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kinema.data import motion, playroom, styles
-from kinema.data.clip import TrainingClip
+from kinema.data.clip import InOrder, TrainingClip
 from kinema.data.playroom.settings import Playroom
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _SEED_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
-class Rendered:
+class Rendered(InOrder):
     """Clips at a size and frame rate, rendered with the settings ``how``.
 
     The default grammar, ``mixed``, favours simple sentences: small models learn most from them, and most prompts are

@@ -54,6 +54,9 @@ class AnimateDiffTraining(Tuning):
             raise BadRequest(sparse.wrong_stride(config))
         return replace(config, sparse="rgb" if kind == "rgb" else "scribble", stage="sparsectrl")
 
+    def stage(self, config: Config) -> str:
+        return config.trains
+
     def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:
         """A network of this config with the model's weights; missing parts are initialised.
 

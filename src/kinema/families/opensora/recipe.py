@@ -51,7 +51,7 @@ def settings(config: Config) -> TrainingSettings:
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """The flow's mean-squared error of each clip, [B]. Frames that the batch gives are conditioned on and count too."""
     network = cast(OpenSora, model)
-    x0, shown = given.latents(network, config, batch)
+    x0, shown = batch.once("latents", lambda: given.latents(network, config, batch))
     shifted = flow(config.tokens(*batch.mask.shape[3:]), x0.shape[2])
     t = batch.own(torch.randn(batch.count, generator=generator)).sigmoid()
     drawn = shifted.level(t) if batch.time is None else RectifiedFlow(1.0).level(torch.full_like(t, batch.time))

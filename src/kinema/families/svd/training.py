@@ -28,6 +28,9 @@ class SVDTraining(Tuning):
     def staged(self, config: Config, name: str) -> Config:
         return recipe.staged(config, name)
 
+    def stage(self, config: Config) -> str:
+        return config.stage
+
     def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:  # noqa: ARG002
         """Return the model unchanged: no training stage adds layers."""
         return model

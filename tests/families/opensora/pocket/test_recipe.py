@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from kinema.data import playroom
+from kinema.data.buckets import Buckets
+from kinema.data.playroom.rendered import Rendered
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.family import FAMILY
 from kinema.families.opensora.layout import latent_grid
@@ -18,7 +20,8 @@ from kinema.families.opensora.pocket.model import PocketOpenSora
 from kinema.families.opensora.pocket.reader import object_cells, without_first_frame
 from kinema.schema import BadRequest
 from kinema.system import Batch
-from kinema.training.stream import draw_mask
+from kinema.training import bucket_sources
+from kinema.training.stream import Stream, draw_mask
 from kinema.vae.given_pixels import encode_given
 
 KINDS = ("nothing", "first", "ends", "prefix", "suffix", "every", "region")
@@ -48,6 +51,23 @@ def test_a_stage_trains_the_codec_or_all_else(small: Config, stage: str) -> None
     network = PocketOpenSora(replace(small, stage=stage))  # type: ignore[arg-type]
     trained = {name.partition(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == ({"vae"} if stage == "codec" else {"transformer", "words", "reader"})
+
+
+@pytest.mark.parametrize("stage", ["codec", "flow"])
+def test_both_stages_are_trained_in_buckets(small: Config, stage: str) -> None:
+    config = replace(small, stage=stage)  # type: ignore[arg-type]
+    network, lattice = as_trained(PocketOpenSora(config)), FAMILY.sampling.lattice(config)
+    rows = {"32px": {"1": [0.5, 3], "5": [0.5, 1]}, "48px": {"9": [0.5, 2]}}
+    buckets = Buckets.of(rows, lattice, "buckets.json", "opensora/pocket")
+    source = bucket_sources.rendered(Rendered(9, 32, 48), buckets)
+    stream, seen = Stream(source, FAMILY.training.settings(config), 1), set()
+    for step in range(9):
+        batch = stream.at(step)
+        loss = FAMILY.training.loss(network, config, batch, torch.Generator().manual_seed(step))
+        assert loss.shape == (len(batch.captions),)
+        assert bool(loss.isfinite().all())
+        seen.add((len(loss), batch.video.shape[2]))
+    assert seen == {(3, 1), (1, 5), (2, 9)}
 
 
 @pytest.mark.parametrize("stage", ["codec", "flow"])

@@ -16,9 +16,12 @@ from kinema.api import load
 from kinema.checkpoints import files
 from kinema.conditioning import t5
 from kinema.data import playroom
+from kinema.data.clip import InOrder
 from kinema.data.folder import Folder
 from kinema.data.shards import Latents
 from kinema.events import Note, TrainStep
+from kinema.families.opensora.codec import VideoCodec
+from kinema.families.opensora.vae1x.codec import RunCodec
 from kinema.media.write import save_clip
 from kinema.schema import BadRequest, Clip
 from kinema.system import open_system
@@ -27,6 +30,8 @@ from kinema.training import run as loop
 from kinema.training.latents import LatentsOptions
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
+from kinema.training.run_folder import claimed
+from kinema.training.setup import VALIDATION_BATCHES, begin
 from kinema.training.stream import Stream
 
 
@@ -94,6 +99,21 @@ def test_a_lora_then_the_whole_network_are_trained_load_back_and_generate(
     assert not [name for name in moved if "y_embedder" in name]
 
 
+def test_a_run_names_the_stage_that_its_weight_file_keeps_unless_another_is_chosen(
+    network: Any, clips: Path, tmp_path: Path
+) -> None:
+    config, model = network("tiny-1.3")
+    note = {"family": "opensora", "config": registry.family("opensora").to_json(replace(config, stage="adapt-i2v"))}
+    files.write_tensors(tmp_path / "a.safetensors", model.state_dict(), {"kinema": json.dumps(note)})
+    message = "training stage adapt-i2v, that of a.safetensors; name another with stage"
+    for stage, expected in ((None, [message]), ("stage1", [])):
+        heard: list[Any] = []
+        given = options(clips, tmp_path / "run", str(tmp_path / "a.safetensors"), stage=stage, **SIZES["tiny-1.3"])
+        with claimed(tmp_path / "run") as folder:
+            begin(given, folder, heard.append).log.close()
+        assert [e.message for e in heard if isinstance(e, Note) and "stage" in e.message] == expected
+
+
 def test_validation_reports_the_loss_by_time(clips: Path, tmp_path: Path) -> None:
     heard: list[Any] = []
     train(options(clips, tmp_path / "run", "opensora/tiny", validate_every=2), heard.append)
@@ -107,21 +127,33 @@ def test_validation_reports_the_loss_by_time(clips: Path, tmp_path: Path) -> Non
     assert row["validation_at/0.91"] == pytest.approx(event.validation_at[10 / 11])
 
 
-def test_the_loss_by_time_is_that_of_the_averaged_weights_at_this_time(clips: Path, tmp_path: Path) -> None:
-    """Without drops, so that it does not depend on them."""
-    from kinema.training.run_folder import claimed
-    from kinema.training.setup import begin
-
+@pytest.mark.parametrize(("preset", "stage"), [("tiny", None), ("tiny-1.2", None), ("tiny-1.3", "adapt-i2v")])
+def test_the_loss_by_time_is_that_of_this_time_alone_and_encodes_each_clip_once(  # noqa: PLR0917
+    preset: str,
+    stage: str | None,
+    clips: Path,
+    tmp_path: Path,
+    start: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the averaged weights, without drops. Stage adapt-i2v also encodes given frames with noise."""
+    encoded: list[int] = []
+    for codec in (VideoCodec, RunCodec):
+        monkeypatch.setattr(codec, "encode", lambda *x, own=codec.encode: encoded.append(len(x[1])) or own(*x))
+    given = options(clips, tmp_path / "run", str(start(preset)), stage=stage, validate_every=2, **SIZES[preset])
     with claimed(tmp_path / "run") as folder:
-        run = begin(options(clips, folder, "opensora/tiny-1.2", validate_every=2, frames=17), folder, lambda _: None)
-        found = loop.by_time(run)
+        run = begin(given, folder, lambda _: None)
+        whole, found = loop.validate(run)
         run.log.close()
-    times = [*found]
-    each = [
-        loop.losses(run.model, run.system, replace(b, time=times[3], drops=False), seed=i, precision="fp32").mean()
-        for i, b in enumerate(run.validation)
-    ]
-    assert found[times[3]] == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+    by_all_times = sum(encoded)
+    for time, expected in {None: whole, **found}.items():
+        encoded.clear()
+        each = []
+        for i in range(VALIDATION_BATCHES):
+            alone = replace(run.held_out.at(i), time=time, drops=False)
+            each.append(loop.losses(run.model, run.system, alone, seed=i, precision="fp32").detach().mean())
+        assert expected == pytest.approx(float(torch.stack(each).mean()), rel=1e-6)
+        assert sum(encoded) == by_all_times > 0
 
 
 # ------------------------------------------------------------------------------------------ shards
@@ -146,7 +178,7 @@ def test_losses_with_latents_in_shards_equal_those_of_the_clips(
     stored = Latents.open(out)
     batch = Stream(stored, settings, 2).at(1)
 
-    class Same:
+    class Same(InOrder):
         skipped = ()
 
         def clip(self, index: int) -> Any:

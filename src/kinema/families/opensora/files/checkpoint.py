@@ -25,11 +25,11 @@ from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.families.opensora.config import Config
 from kinema.families.opensora.files import folder, lora, opening, transformer_file, vae_file
+from kinema.families.opensora.files.own import open_own, part
 from kinema.families.opensora.files.transformer_file import ROPE_NOTE, Kind, Rope, TransformerFile
 from kinema.families.opensora.files.vae_file import VaeFile
 from kinema.families.opensora.mmdit import MMDiTConfig
 from kinema.schema import BadRequest
-from kinema.system import parse_metadata
 
 LAYOUTS_OF: dict[str, tuple[Kind, Rope]] = {
     "open-sora": ("separate", "half"),
@@ -176,19 +176,15 @@ def _open_folder(source: Source) -> Opened:
 
 def _open_own(source: Source) -> Opened | None:
     """A file that `kinema train` wrote; None for one of another model."""
-    family, config = parse_metadata(source.metadata["kinema"], str(source.path))
-    if family.name != "opensora" or not isinstance(config, Config):
+    if (found := open_own(source, Config)) is None:
         return None
-    if config.words:
-        raise BadRequest(f"{source.path.name} has its own text embeddings, which other layouts cannot contain")
-    stream = Stream(source.path, source.variant)
+    config, stream = found
     file = TransformerFile(config.transformer, "separate", "half")
 
-    def part(name: str) -> Network:
-        inner = {n.removeprefix(f"{name}."): entry for n, entry in stream.header.items() if n.startswith(f"{name}.")}
-        return Network(inner, lambda each: stream[f"{name}.{each}"])
+    def network(name: str) -> Network:
+        return Network(part(stream, name), lambda each: stream[f"{name}.{each}"])
 
-    transformer, vae = part(opening.TRANSFORMER), part(opening.CODEC)
+    transformer, vae = network(opening.TRANSFORMER), network(opening.CODEC)
     codec = VaeFile(config.vae, config.hunyuan, config.dc_ae)
     file.check({name: shape for name, (shape, _) in transformer.native.items()}, source.path.name)
     codec.check(vae.native, source.path.name)

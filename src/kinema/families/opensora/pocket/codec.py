@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.families.opensora.config import PocketCodecConfig
+from kinema.vae.running import update_statistics
 
 EPS = 1e-6
-MOMENTUM = 0.02
-"""Weight of one step's batch in the running mean and variance of the latents."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 
 
@@ -55,13 +54,9 @@ class PocketCodec(nn.Module):
         mean, log_variance = self.encoder(video_BCTHW).chunk(2, dim=1)
         return mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
-    @torch.no_grad()
     def update_statistics(self, mean_BCTHW: Tensor, share: float = 1.0) -> None:
         """Move the running statistics towards those of a batch of means, which is this share of an optimiser step."""
-        spread, centre = torch.var_mean(mean_BCTHW.to(self.mean.dtype), dim=(0, 2, 3, 4))
-        if bool(torch.isfinite(spread).all()):
-            self.mean.lerp_(centre, share * MOMENTUM)
-            self.variance.lerp_(spread, share * MOMENTUM)
+        update_statistics(self.mean, self.variance, mean_BCTHW, share)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -69,7 +69,8 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     pixels = weight * (error.abs() + SQUARED * error.square())
     changes = weight[:, :, 1:] * error.diff(dim=2).abs()
     parts = (pixels, 1.0), (changes, CHANGES), (kl, KL_WEIGHT)
-    return sum((scale * part.flatten(1).mean(1) for part, scale in parts), video.new_zeros(len(video)))
+    counted = [scale * part.flatten(1).mean(1) for part, scale in parts if part.numel()]  # an image has no changes
+    return sum(counted, video.new_zeros(len(video)))
 
 
 def flow_loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:

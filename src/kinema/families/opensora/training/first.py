@@ -9,6 +9,7 @@ Letters: B clips, C latent channels, T h w latent frames, rows and columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -117,7 +118,7 @@ class Inputs:
 def loss(model: nn.Module, config: Config, batch: Batch, generator: Generator) -> Tensor:
     """The loss of each clip, [B]."""
     network = cast(OpenSora1, model)
-    x0 = latents(network, batch)
+    x0 = batch.once(LATENTS, lambda: latents(network, batch))
     inputs = _inputs(network, config, batch, x0, generator)
     eps = batch.own(torch.randn(batch.count, *x0.shape[1:], generator=generator)).to(x0)
     return (_flow_loss if config.is_flow else _iddpm_loss)(inputs, config, batch, (x0, eps), generator)
@@ -128,7 +129,9 @@ def _inputs(network: OpenSora1, config: Config, batch: Batch, x0: Tensor, genera
     states, tokens = text.of_first(network, config, batch, chosen.text_dropped_B)
     given_BT, given, generated_BT = chosen.given_BT.to(x0.device), None, None
     if config.stdit.takes_given:
-        given = Given(_shown(network, batch, x0, chosen, generator), given_BT)
+        seeds = batch.own(torch.randint(2**31, (batch.count,), generator=generator)).tolist()
+        seen = batch.once("shown", lambda: _shown(network, batch, x0, chosen, seeds))
+        given = Given(seen, given_BT)
     elif config.stdit.holds_frames:
         generated_BT = ~given_BT
     return Inputs(network.transformer, states, tokens, about(config, batch), generated_BT, given)
@@ -179,12 +182,11 @@ def about(config: Config, batch: Batch) -> About:
     return About(fps_B.to(batch.mask.device), *config.published(height, width))
 
 
-def _shown(network: OpenSora1, batch: Batch, x0: Tensor, chosen: Drawn, generator: Generator) -> Tensor:
+def _shown(network: OpenSora1, batch: Batch, x0: Tensor, chosen: Drawn, seeds: Sequence[int]) -> Tensor:
     """1.3's input: given latents, zero where nothing is given or where they are hidden.
 
     Those of noisy kinds are encoded with noise in their pixels; precomputed ones have none, as in the original.
     """
-    seeds = batch.own(torch.randint(2**31, (batch.count,), generator=generator)).tolist()
     shown = x0.clone()
     for clip, (seed, noisy) in enumerate(zip(seeds, chosen.noisy_B.tolist(), strict=True)):
         if noisy and batch.encoded is None:

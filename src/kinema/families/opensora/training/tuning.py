@@ -62,6 +62,11 @@ class OpenSoraTuning(Tuning):
             raise BadRequest(f"Open-Sora {config.version} has no training stage {name!r}; expected one of {known}")
         return replace(config, stage=name)
 
+    def stage(self, config: Config) -> str:
+        if isinstance(config, Config1):
+            return config.stage or [*STAGES[config.version]][-1]
+        return config.stage if kind_of(config).stages else ""
+
     def grown(self, model: nn.Module, config: Config, seed: int) -> nn.Module:  # noqa: ARG002
         """Return the model unchanged: no stage adds layers."""
         return model

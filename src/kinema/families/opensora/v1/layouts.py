@@ -21,16 +21,16 @@ from kinema.checkpoints.source import Source
 from kinema.checkpoints.stream import Stream
 from kinema.checkpoints.table import Read
 from kinema.families.opensora.files import stdit_file, vae_1x_file
+from kinema.families.opensora.files.own import open_own, part
 from kinema.families.opensora.files.stdit_file import StditFile
 from kinema.families.opensora.stdit.config import PATCH, STDiTConfig
 from kinema.families.opensora.v1.config import Config
 from kinema.schema import BadRequest
-from kinema.system import parse_metadata
 from kinema.values import counted
 
 LAYOUT = "open-sora"
 FILE = "model.safetensors"
-TRANSFORMER, CODEC = "transformer.", "vae."
+TRANSFORMER, CODEC = "transformer", "vae"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class FirstLineLayouts:
     def reader(self, source: Path, variant: str | None) -> Callable[[str], Tensor] | None:
         """Tensors as the network has them."""
         opened = self.open(source, variant)
-        return None if opened is None else lambda name: opened.read(name.removeprefix(TRANSFORMER))
+        return None if opened is None else lambda name: opened.read(name.removeprefix(f"{TRANSFORMER}."))
 
 
 LAYOUTS = FirstLineLayouts()
@@ -99,19 +99,16 @@ def _transformer(source: Source, file: StditFile, given: dict[str, Any]) -> Open
 
 def _open_own(source: Source) -> Opened | None:
     """A file that `kinema train` wrote; None for one of another model."""
-    family, config = parse_metadata(source.metadata["kinema"], str(source.path))
-    if family.name != "opensora" or not isinstance(config, Config):
+    if (found := open_own(source, Config)) is None:
         return None
-    if config.words:
-        raise BadRequest(f"{source.path.name} has its own text embeddings, which other layouts cannot contain")
-    stream = Stream(source.path, source.variant)
-    header = {n.removeprefix(TRANSFORMER): entry for n, entry in stream.header.items() if n.startswith(TRANSFORMER)}
+    config, stream = found
+    header = part(stream, TRANSFORMER)
     StditFile(config.stdit).check(header, source.path.name)
     settings = written(config.stdit)
     notes = _lost(config.stdit, header, settings)
-    if any(name.startswith(CODEC) for name in stream.header):
+    if part(stream, CODEC):
         notes = (*notes, "the VAE is a separate file in this layout, and left out")
-    return Opened(source.path.name, header, lambda name: stream[TRANSFORMER + name], settings, b"", notes)
+    return Opened(source.path.name, header, lambda name: stream[f"{TRANSFORMER}.{name}"], settings, b"", notes)
 
 
 def _lost(had: STDiTConfig, header: Header, settings: dict[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def codec_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Te
     images = torch.cat([video_BCTHW[b, :, index[b]].transpose(0, 1) for b in range(count)])
     mean, log_variance = vae.raw(images).float().chunk(2, dim=1)
     if vae.training:
-        vae.update_statistics(mean)
+        vae.update_statistics(mean, count / batch.count)
     noise = torch.randn(batch.count * index.shape[1], *mean.shape[1:], generator=generator)
     z = mean + torch.exp(log_variance / 2) * batch.own(noise).to(mean)
     error = vae.decoder(z).float() - images

@@ -18,10 +18,9 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.layers import VideoResBlock, VideoTransformer
 from kinema.families.svd.model import VideoUNet
 from kinema.nn.ldm_unet import ResBlock, group_norm, silu_
+from kinema.vae.running import update_statistics
 
 EPS = 1e-6
-MOMENTUM = 0.02
-"""Weight of one batch in the running mean and variance of the latents."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 
 
@@ -95,13 +94,9 @@ class PocketAutoencoder(nn.Module):
         mean, log_variance = self.encoder(image_NCHW).chunk(2, dim=1)
         return torch.cat([mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)], dim=1)
 
-    @torch.no_grad()
-    def update_statistics(self, mean_NCHW: Tensor) -> None:
-        """Move the running statistics towards those of a batch of means."""
-        spread, centre = torch.var_mean(mean_NCHW.float(), dim=(0, 2, 3))
-        if bool(torch.isfinite(spread).all()):
-            self.mean.lerp_(centre, MOMENTUM)
-            self.variance.lerp_(spread, MOMENTUM)
+    def update_statistics(self, mean_NCHW: Tensor, share: float = 1.0) -> None:
+        """Move the running statistics towards those of a batch of means, which is this share of an optimiser step."""
+        update_statistics(self.mean, self.variance, mean_NCHW, share)
 
     def _centre(self) -> Tensor:
         return self.mean[:, None, None]
