@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from pathlib import Path
 
 from over import PNG, Http, message, run
+
+from kinema.server.http.errors import Public
+from kinema.server.settings import Settings
 
 # ---------------------------------------------------------------------------------------------- bodies
 
@@ -155,3 +159,17 @@ async def test_every_field_of_a_request_has_a_schema_with_its_help_and_range(tmp
         assert body["fit"]["enum"] == ["crop", "pad"]
         assert page["components"]["schemas"]["EditBody"]["required"] == ["prompt", "video"]
         assert "lora_folder" not in body
+
+
+def test_public_messages_name_files_of_the_store_by_their_identifiers(tmp_path):
+    asset, video = "asset-" + "1" * 24, "video_" + "2" * 24
+    for folder in (tmp_path, Path("store")):
+        public = Public(Settings(folder=folder, model_folders=(Path("/models/big"),)))
+        assert public(f"{folder}/assets/{asset}/file has no frames") == f"{asset} has no frames"
+        assert (
+            public(f"cannot read {folder.absolute()}/jobs/{video}.part/clip.mp4: damaged")
+            == f"cannot read {video}: damaged"
+        )
+    assert public("/models/big/x.safetensors is damaged") == "…/x.safetensors is damaged"
+    assert public(f"{Path.home()}/secret") == "…/secret"
+    assert public("the store is full") == "the store is full"
