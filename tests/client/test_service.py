@@ -104,6 +104,7 @@ def test_events_arrive_as_those_of_a_local_run(fake):
         yield event("step", index=2, total=2, log_snr=-1.5, share=None)
         yield event("preview", index=2, total=2, stage="base", frames=2, mime="image/png", data=text)
         yield event("memory", peak_bytes=5)
+        yield event("phase", name="write", detail="")
         yield event("unknown", anything=1)
         yield fake.finish()
 
