@@ -1,7 +1,7 @@
 """Time of a step through the service, with events and previews, against the command line's without previews.
 
-    python benchmarks/serve_overhead.py                                   # zoetrope at 192×192, one thread
-    python benchmarks/serve_overhead.py --model svd/tiny --side 256
+    python benchmarks/serve_overhead.py                                   # vdm/tiny at 128×128, one thread
+    python benchmarks/serve_overhead.py --model svd/tiny --side 96
 
 Runs alternate, so that other load meets both; each gives the time between its first and last step divided by their
 number, as it reaches the client. Printed are the medians, and their ratio (goal: at most 1.03, with steps of at least a
@@ -95,8 +95,8 @@ def started(folder: Path, model: str) -> tuple[subprocess.Popen, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="zoetrope")
-    parser.add_argument("--side", type=int, default=192)
+    parser.add_argument("--model", default="vdm/tiny")
+    parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()

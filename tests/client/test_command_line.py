@@ -86,11 +86,29 @@ def test_a_plan_of_an_unknown_form_is_refused(fake, capsys):
 
 def test_a_plan_has_the_durations_of_earlier_jobs_and_the_services_reasons(fake, capsys):
     forecast = {
-        "task": "generate", "model": "svd", "device": "cuda:0", "dtype": "float16", "size": "s", "latent": "l",
-        "steps": 2, "sampling": "euler, 2 steps", "sampler": "euler", "guidance": 1.0, "parameters": 7, "weight_bytes": 14,
-        "free_bytes": 100, "budget_bytes": 90, "needed_bytes": None, "offload": "none", "chunk_tokens": None,
-        "compiled": False, "fits": True, "missing": [], "stages": [], "reasons": ["time: not measured (--no-measure)"],
-    }  # fmt: skip
+        "task": "generate",
+        "model": "svd",
+        "device": "cuda:0",
+        "dtype": "float16",
+        "size": "s",
+        "latent": "l",
+        "steps": 2,
+        "sampling": "euler, 2 steps",
+        "sampler": "euler",
+        "guidance": 1.0,
+        "parameters": 7,
+        "weight_bytes": 1,
+        "free_bytes": 100,
+        "budget_bytes": 90,
+        "needed_bytes": None,
+        "offload": "none",
+        "chunk_tokens": None,
+        "compiled": False,
+        "fits": True,
+        "missing": [],
+        "stages": [],
+        "reasons": ["time: not measured (--no-measure)"],
+    }
     plan = {"forecast": forecast, "notes": ["snapped"], "seconds": 4.5, "measured": "the median of 2 finished jobs"}
     fake.answers["POST", "/v1/videos/plan"] = httpx2.Response(200, json=plan)
     assert main(["plan", "a ball", "--json", *SERVER]) == 0
