@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from kinema.server.dispatcher import STOPPED
 from kinema.server.inspections import Inspections
 from kinema.server.jobs import Job, Order, Settled
 from kinema.server.planning import Planning
 from kinema.server.settings import Settings
 from kinema.server.store import Store
-from kinema.server.supervisor import STOPPED, Supervisor
+from kinema.server.supervisor import Supervisor
 from kinema.server.workers import Worker
 
 ROOT = Path(__file__).parents[2]

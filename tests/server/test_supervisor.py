@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kinema.schema import BadRequest, Clip
-from kinema.server import supervisor as supervisors
+from kinema.server import dispatcher as dispatchers
 from kinema.server.jobs import Job, Order, Progress, ServiceError
 from kinema.server.settings import Limits, Settings
 from kinema.server.supervisor import Supervisor
@@ -158,7 +158,7 @@ def test_paused_jobs_wait_in_their_order_and_run_in_the_order_that_was_asked_for
         await engine.pause(False)
         for job in jobs:
             assert (await finished(engine, job)).status == "completed"
-        engine._taps.remove(hear)
+        engine.hub.taps.remove(hear)
         return [jobs[2], jobs[0], jobs[1]]
 
     assert run(moved()) == started
@@ -235,7 +235,7 @@ def test_two_cancels_at_once_both_wait_for_the_worker(engine, run):
 
 
 def test_a_cancelled_job_that_does_not_stop_loses_its_worker(engine, run, monkeypatch):
-    monkeypatch.setattr(supervisors, "PATIENCE", 0.2)
+    monkeypatch.setattr(dispatchers, "PATIENCE", 0.2)
 
     async def stuck() -> Job:
         job = await running(engine)
@@ -307,7 +307,7 @@ def test_only_unfinished_jobs_are_tried_again(engine, run):
 
 
 def test_the_end_of_a_job_is_stored_as_soon_as_the_disk_has_room(engine, run, monkeypatch):
-    monkeypatch.setattr(supervisors, "RETRY", 0.01)
+    monkeypatch.setattr(dispatchers, "RETRY", 0.01)
     real, left = engine.store.move_to, [3]
 
     def full(video_id: str, status: str, **changes):
@@ -331,13 +331,13 @@ def test_readers_that_leave_or_never_read_cost_nothing(engine, run):
         await anext(idle)  # subscribed, and never read again
         for _ in range(3):
             await first(engine, job.id, "step")
-        assert len(engine._listeners[job.id]) == 1
+        assert len(engine.hub.listeners[job.id]) == 1
         await asyncio.sleep(0.5)
-        assert len(engine._listeners[job.id][0]) < 12
+        assert len(engine.hub.listeners[job.id][0]) < 12
         await engine.cancel(job.id, keep_partial=False)
         statuses = [event.data["status"] async for event in idle if event.kind == "status"]
         assert statuses == ["cancelling", "cancelled"]
-        assert engine._listeners == {}
+        assert engine.hub.listeners == {}
 
     run(read())
 
