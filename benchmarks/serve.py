@@ -343,9 +343,8 @@ def steps(rounds: int) -> None:
         used[number % 2 == 0].append(cpu)
     for name, found in (("seconds", spent), ("CPU seconds", used)):
         with_, without = (statistics.median(found[served]) for served in (True, False))
-        print(
-            f"{name} of a step: with events and previews {with_:.3f}, without {without:.3f}, {with_ / without:.3f} times"
-        )
+        ratio = f"{with_:.3f} with events and previews, {without:.3f} without, ratio {with_ / without:.3f}"
+        print(f"{name} of a step: {ratio}")
 
 
 def main() -> None:
