@@ -237,3 +237,12 @@ def test_an_event_of_many_lines_is_one_text_and_is_bounded(monkeypatch):
     monkeypatch.setattr("kinema.client.http.MAX_EVENT", 1000)
     with pytest.raises(BadRequest, match="sent an event of more than 1,000 bytes"):
         list(parse_events(itertools.repeat("data: 0123456789"), "url"))
+
+
+def test_a_preview_of_too_many_pixels_is_left_out(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "png")
+    data = {"frames": 1, "data": base64.b64encode(file.getvalue()).decode()}
+    assert preview_of(data).shape == (1, 2, 2, 3)
+    monkeypatch.setattr("kinema.client.outputs.MAX_PREVIEW", 3)
+    assert preview_of(data) is None
