@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from kinema.values import quoted
 
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TAGS = ("<lora:", "<lyco:")
+_BY_FRAME = {f.name: f.metadata["word"] for f in fields(Request) if f.metadata.get("word") and f.metadata.get("path")}
+"""Fields that map frames to files, and the word for one: keyframes."""
 NONE = "none"
 """In place of a super-resolution model (`kinema.stages.NONE`)."""
 
@@ -70,7 +72,8 @@ class Names:
 
         given = {role: getattr(asked, role) for role in ("image", "last_image", "video", "mask")}
         changes: dict[str, Any] = {role: file(value, role) for role, value in given.items() if value is not None}
-        changes["keyframes"] = {at: file(value, f"keyframe {at}") for at, value in asked.keyframes.items()}
+        for name, word in _BY_FRAME.items():
+            changes[name] = {at: file(value, f"{word} {at}") for at, value in getattr(asked, name).items()}
         if asked.image_model is not None:
             changes["image_model"] = model(asked.image_model)
         if asked.super_resolution not in (None, NONE):
