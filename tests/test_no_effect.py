@@ -73,6 +73,7 @@ GIVEN: dict[str, list[dict[str, Any]]] = {
     "reconstruction_weight": [{"reconstruction_weight": 3.0}],
     **{name: [{name: "no-such-file.png"}] for name in ("image", "last_image", "video", "mask")},
     "keyframes": [{"keyframes": {"2": "no-such-file.png"}}],
+    "masks": [{"masks": {"2": "no-such-file.png"}}],
 }
 ELSEWHERE = {
     "task": "has a table of the fields that each takes",

@@ -96,7 +96,7 @@ def test_an_unknown_preset_gets_the_nearest_name(capsys):
         (("--sampler", "dimm"), ("did you mean", "ddim")),
         (("--device", "quantum"), ("quantum", "cpu")),
         (("--dtype", "fp8"), ("fp32",)),
-        (("--extra", "motion-bucket=127"), ("motion_bucket",)),
+        (("--extra", "motion-bucket=127"), ("motion", "bucket")),
         (("--framez", "3"), ("--frames",)),
         (("--frames", "many"), ("whole number",)),
     ],

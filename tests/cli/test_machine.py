@@ -24,6 +24,7 @@ def devices(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, _minor: macos >= major)
         monkeypatch.setattr("kinema.memory.free.free_bytes", lambda _device: 3 * 2**30)
         monkeypatch.setattr("kinema.memory.plan.free_bytes", lambda _device: 3 * 2**30)
+        monkeypatch.setattr("kinema.forecast.free_bytes", lambda _device: 3 * 2**30)
         monkeypatch.setattr("kinema.memory.free.total_bytes", lambda name: None if name == "cpu" else 4 * 2**30)
         monkeypatch.setattr(machine, "lacking", lambda _device: [])
 

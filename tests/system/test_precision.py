@@ -71,7 +71,7 @@ def saved(folder, name, dtype):
         (BF16, 7, True, FP32, "cuda has no native bfloat16"),
         (FP32, 8, True, FP32, "weights are stored in float32"),
         (torch.float64, 8, True, FP32, "weights are stored in float64"),
-        (torch.float8_e4m3fn, 8, True, BF16, "weights are stored in float8_e4m3fn"),
+        (torch.float8_e4m3fn, 8, True, BF16, "weights are stored in 8 bits or fewer"),
         (None, 8, True, FP32, "the model is untrained"),
     ],
 )

@@ -141,7 +141,7 @@ def ask(**fields):
 
 
 def test_more_frames_than_positions_raise_with_the_options_that_help(model):
-    with pytest.raises(BadRequest, match=r"frames is 20.*handles 16 at a time.*window.*overlap.*stretch=20"):
+    with pytest.raises(BadRequest, match=r"frames is 20.*handles 16 at a time.*--window.*--overlap"):
         model.run(ask(frames=20))
     still = model.run(ask(frames=20, window=8)).video
     assert still.shape[2] == 20
