@@ -18,6 +18,8 @@ from kinema.values import quoted
 
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TAGS = ("<lora:", "<lyco:")
+BY_FRAME = {"keyframes": "keyframe", "masks": "mask"}
+"""Fields of a request that map frames to files, and what one of the files is."""
 NONE = "none"
 """In place of a super-resolution model (`kinema.stages.NONE`)."""
 
@@ -70,7 +72,8 @@ class Names:
 
         given = {role: getattr(asked, role) for role in ("image", "last_image", "video", "mask")}
         changes: dict[str, Any] = {role: file(value, role) for role, value in given.items() if value is not None}
-        changes["keyframes"] = {at: file(value, f"keyframe {at}") for at, value in asked.keyframes.items()}
+        for name, word in BY_FRAME.items():
+            changes[name] = {at: file(value, f"{word} {at}") for at, value in getattr(asked, name).items()}
         if asked.image_model is not None:
             changes["image_model"] = model(asked.image_model)
         if asked.super_resolution not in (None, NONE):
