@@ -5,8 +5,7 @@
     python -m benchmarks.serve cancels          # 30 cancels in each phase: seconds until the worker has stopped
     python -m benchmarks.serve steps            # seconds of a step with and without events and previews
 
-``host FOLDER`` is the process that `kills` ends: it runs the engine on a folder until all jobs are final, and prints
-the jobs as JSON.
+``host FOLDER`` is the process that `kills` ends: it runs the engine on a folder and prints the jobs as JSON.
 """
 
 from __future__ import annotations
@@ -86,46 +85,50 @@ def reached(state: str, progress: Progress) -> bool:
 # -------------------------------------------------------------------------------------------- host
 
 
-async def host(folder: Path, jobs: int, kill_at: str | None, victim: str) -> None:
-    """Run ``jobs`` new jobs and those that wait; at the first event of ``kill_at``, kill the server or the worker."""
-    supervisor = engine(folder)
+async def host(folder: Path, rounds: int, kill_at: str, victim: str) -> None:
+    """Run what waits, then ``rounds`` times two new jobs, at whose first event of ``kill_at`` the victim is killed."""
+    supervisor, armed = engine(folder), [False]
     found: dict = {"interrupted": await started(supervisor)}
-    left = [kill_at] if kill_at else []
+    await all_final(supervisor)
+    print(json.dumps(found | {"jobs": shown(supervisor, await all_final(supervisor))}), flush=True)
 
     def hear(video_id: str, progress: Progress) -> None:
-        if kill_at == "cancelling" and left and progress.kind == "step":
+        if armed[0] and kill_at == "cancelling" and progress.kind == "step":
             asyncio.get_running_loop().create_task(supervisor.cancel(video_id, keep_partial=False))
-        if left and reached(left[0], progress):
-            left.clear()
+        if armed[0] and reached(kill_at, progress):
+            armed[0] = False
             os.kill(os.getpid() if victim == "server" else supervisor.workers[0].child.pid, signal.SIGKILL)
 
     supervisor.listen(hear)
-    if jobs and victim == "worker" and kill_at == "queued":
+    for _ in range(rounds):
         while supervisor.workers[0].state != "idle":
             await asyncio.sleep(0.02)
-    for _ in range(jobs):
-        await supervisor.submit(order())
-    found["jobs"] = [
-        {"id": job.id, "status": job.status, "attempts": job.attempts, "kills": job.kills, "error": job.error_code,
-         "clip": (folder / "jobs" / job.id / "result.json").is_file()}
-        for job in await all_final(supervisor)
-    ]  # fmt: skip
+        armed[0] = True
+        for _ in range(2):
+            await supervisor.submit(order())
+        await all_final(supervisor)
+    print(json.dumps(found | {"jobs": shown(supervisor, await all_final(supervisor))}), flush=True)
     await supervisor.stop()
-    print(json.dumps(found))
 
 
-def run_host(folder: Path, jobs: int = 0, kill_at: str = "", victim: str = "server") -> dict | None:
-    """What `host` printed; None if it was killed."""
-    words = ["host", str(folder), "--jobs", str(jobs), "--kill-at", kill_at, "--victim", victim]
+def shown(supervisor: Supervisor, jobs: list[Job]) -> list[dict]:
+    return [
+        {"id": job.id, "status": job.status, "attempts": job.attempts, "kills": job.kills, "error": job.error_code,
+         "clip": (supervisor.folder / "jobs" / job.id / "result.json").is_file()}
+        for job in jobs
+    ]  # fmt: skip
+
+
+def run_host(folder: Path, rounds: int = 0, kill_at: str = "", victim: str = "server") -> tuple[dict, bool]:
+    """Return the last that `host` printed, and whether it was killed."""
+    words = ["host", str(folder), "--rounds", str(rounds), "--kill-at", kill_at, "--victim", victim]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.serve", *words], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "benchmarks.serve", *words], capture_output=True, text=True, timeout=1200,
         cwd=Path(__file__).parents[1], check=False,
     )  # fmt: skip
-    if done.returncode == -signal.SIGKILL:
-        return None
-    if done.returncode:
+    if done.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]), done.returncode != 0
 
 
 EXPECTED: dict[str, dict[str, set[str]]] = {
@@ -141,41 +144,46 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
 """How the job ends during which a process was killed. A killed worker that wrote its clip has finished."""
 
 
-def faults(found: dict, victim: str, state: str, jobs: int) -> list[str]:
-    """What is wrong with the jobs after a kill and, for the server, a new start."""
-    first, *others = found["jobs"]
-    wrong = [] if len(found["jobs"]) == jobs else [f"{len(found['jobs'])} jobs of {jobs}"]
-    if first["status"] not in EXPECTED[victim][state]:
-        wrong.append(f"the job is {first['status']}")
-    wrong += [f"another job is {job['status']}" for job in others if job["status"] != "completed"]
-    wrong += [f"a job ran {job['attempts']} times" for job in found["jobs"] if job["attempts"] != 1]
-    wrong += ["completed without a clip" for job in found["jobs"] if (job["status"] == "completed") != job["clip"]]
-    named = found["interrupted"] == [job["id"] for job in found["jobs"] if job["status"] == "interrupted"]
+def faults(jobs: list[dict], interrupted: set[str], victim: str, state: str, rounds: int) -> list[str]:
+    """What is wrong with the jobs of all rounds."""
+    # A server that dies when its first job is queued has accepted one job only.
+    each = 1 if (victim, state) == ("server", "queued") else 2
+    wrong = [] if len(jobs) == each * rounds else [f"{len(jobs)} jobs of {each * rounds}"]
+    for number, job in enumerate(jobs):
+        expected = EXPECTED[victim][state] if number % each == 0 else {"completed"}
+        if job["status"] not in expected:
+            wrong.append(f"a job is {job['status']}")
+        if job["attempts"] != 1:
+            wrong.append(f"a job ran {job['attempts']} times")
+        if (job["status"] == "completed") != job["clip"]:
+            wrong.append("completed without a clip")
+    named = interrupted == {job["id"] for job in jobs if job["status"] == "interrupted"}
     return wrong if named else [*wrong, "an interrupted job is not named"]
 
 
-def killed(victim: str, state: str) -> list[str]:
-    """Kill once, start again, and return what is wrong then."""
-    # A server that dies when its first job is queued has accepted one job only.
-    jobs = 1 if (victim, state) == ("server", "queued") else 2
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_host(Path(folder), 2, state, victim)
-        if victim == "server":
-            if found is not None:
+def killed(victim: str, state: str, rounds: int) -> list[str]:
+    """Kill ``rounds`` times, starting the server again on the same folder, and return what is wrong at the end."""
+    interrupted: set[str] = set()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if victim == "worker":
+            return faults(run_host(folder, rounds, state, victim)[0]["jobs"], interrupted, victim, state, rounds)
+        for _ in range(rounds):
+            found, died = run_host(folder, 1, state, victim)
+            interrupted |= {*found["interrupted"]}
+            if not died:
                 return ["the server was not killed"]
-            found = run_host(Path(folder))
-        return faults(found or {}, victim, state, jobs)
+        found, _ = run_host(folder)
+        return faults(found["jobs"], interrupted | {*found["interrupted"]}, victim, state, rounds)
 
 
 def kills(repeats: int) -> None:
     print(f"{'killed with -9':<16}{'at':<12}{'times':>6}{'lost, repeated or wrong':>26}{'seconds':>9}")
-    for victim in EXPECTED:
-        for state in STATES:
-            began, wrong = time.monotonic(), Counter[str]()
-            for _ in range(repeats):
-                wrong.update(killed(victim, state))
+    for state in STATES:
+        for victim in EXPECTED:
+            began, wrong = time.monotonic(), killed(victim, state, repeats)
             seconds = time.monotonic() - began
-            print(f"{victim:<16}{state:<12}{repeats:>6}{wrong.total():>26}{seconds:>9.0f}", *wrong, flush=True)
+            print(f"{victim:<16}{state:<12}{repeats:>6}{len(wrong):>26}{seconds:>9.0f}", *wrong, flush=True)
 
 
 # -------------------------------------------------------------------------------------------- load
@@ -308,27 +316,35 @@ def steps(rounds: int) -> None:
     worker = Worker(Sink(), {**own, "preview_rate": 4.0, "c2pa_certificate": None, "c2pa_key": None})
     message = {"job": "video", "names": {}, "folder": ".", "stages": ["base"]}
 
-    def run(*, served: bool) -> list[float]:
+    def run(*, served: bool) -> tuple[list[float], float]:
+        """Seconds of each step but the first, and CPU seconds of the process for a step."""
         at: list[float] = []
         hear = Run(worker, message, kinema.Cancel()).heard
 
         def listen(event: Event) -> None:
             if isinstance(event, Step):
                 at.append(time.perf_counter())
+                cpu.append(time.process_time())
             if served:
                 hear(event)
 
+        cpu: list[float] = []
         model.generate(
-            "a red ball rolls right", seed=1, clips=3, steps=6, on_event=listen, preview=served and Previews(rate=4.0)
+            "a red ball rolls right", seed=1, clips=3, steps=5, on_event=listen, preview=served and Previews(rate=4.0)
         )
-        return [b - a for a, b in zip(at, at[1:], strict=False)]
+        return [b - a for a, b in zip(at, at[1:], strict=False)], (cpu[-1] - cpu[0]) / (len(cpu) - 1)
 
     run(served=True)
     spent: dict[bool, list[float]] = {True: [], False: []}
+    used: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * rounds):
-        spent[number % 2 == 0] += run(served=number % 2 == 0)
-    with_, without = (statistics.median(spent[served]) for served in (True, False))
-    print(f"step with events and previews {with_:.3f} s, without {without:.3f} s, ratio {with_ / without:.3f}")
+        each, cpu = run(served=number % 2 == 0)
+        spent[number % 2 == 0] += each
+        used[number % 2 == 0].append(cpu)
+    for name, found in (("seconds", spent), ("CPU seconds", used)):
+        with_, without = (statistics.median(found[served]) for served in (True, False))
+        ratio = f"{with_:.3f} with events and previews, {without:.3f} without, ratio {with_ / without:.3f}"
+        print(f"{name} of a step: {ratio}")
 
 
 def main() -> None:
@@ -341,12 +357,12 @@ def main() -> None:
     many.add_argument("--listeners", type=int, default=50)
     hosted = commands.add_parser("host")
     hosted.add_argument("folder", type=Path)
-    hosted.add_argument("--jobs", type=int, default=0)
+    hosted.add_argument("--rounds", type=int, default=0)
     hosted.add_argument("--kill-at", default="")
     hosted.add_argument("--victim", choices=("server", "worker"), default="server")
     words = parser.parse_args()
     if words.command == "host":
-        asyncio.run(host(words.folder, words.jobs, words.kill_at or None, words.victim))
+        asyncio.run(host(words.folder, words.rounds, words.kill_at, words.victim))
     elif words.command == "load":
         asyncio.run(load(words.jobs, words.listeners))
     elif words.command == "cancels":

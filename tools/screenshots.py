@@ -61,8 +61,9 @@ def make_input(open_page: Callable) -> object:
     page = open_page(viewport={"width": 1280, "height": 1060})
     page.wait_for_selector(".player")
     page.get_by_label("Use this clip for").select_option("inpaint")
-    fill(page, "a blue box slides left")
+    page.get_by_label("Prompt", exact=True).fill("a blue box slides left")
     page.wait_for_selector(".trim")
+    page.locator(".region-area").scroll_into_view_if_needed()
     box = page.locator(".region-area").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2)
     page.mouse.down()
@@ -112,7 +113,7 @@ def main(names: list[str]) -> None:
 
         def open_page(path: str = "#make", **options: object) -> object:
             context = browser.new_context(**{"viewport": WIDE, **options})
-            context.set_default_timeout(300_000)
+            context.set_default_timeout(120_000)
             page = context.new_page()
             page.goto(f"{server.url}/{path}")
             return page
@@ -130,8 +131,8 @@ def main(names: list[str]) -> None:
             page = VIEWS[name](open_page)
             page.wait_for_timeout(600)
             image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            image.quantize(192, dither=Image.Dither.NONE).save(TARGET / f"{name}.png", optimize=True)
-            print(TARGET / f"{name}.png")
+            image.save(TARGET / f"{name}.webp", quality=80, method=6)
+            print(TARGET / f"{name}.webp")
             page.context.close()
             if name == "queue":
                 for each in waiting:

@@ -96,6 +96,7 @@ def test_events_arrive_as_those_of_a_local_run(fake):
 
     def stream():
         yield event("status", **{**fake.job, "notes": ["the size is 4×6"], "queue_position": 2})
+        yield event("status", **{**fake.job, "queue_position": 2})
         yield b": ping\n\n"
         yield event("phase", name="load", detail="zoetrope", stage="base")
         yield event("note", message="the size is 4×6")
@@ -104,6 +105,7 @@ def test_events_arrive_as_those_of_a_local_run(fake):
         yield event("step", index=2, total=2, log_snr=-1.5, share=None)
         yield event("preview", index=2, total=2, stage="base", frames=2, mime="image/png", data=text)
         yield event("memory", peak_bytes=5)
+        yield event("phase", name="write", detail="")
         yield event("unknown", anything=1)
         yield fake.finish()
 
@@ -158,6 +160,22 @@ def test_without_streams_the_state_is_asked_for(fake):
     fake.answers = {("GET", f"/v1/videos/{VIDEO}/events"): lambda _: refusal, ("GET", f"/v1/videos/{VIDEO}"): state}
     assert fake.service().generate("a ball").shape.frames == 3
     assert len(polled) == 3
+
+
+def test_a_question_that_fails_once_is_asked_again(fake):
+    asked = []
+
+    def state(_request):
+        asked.append(1)
+        if len(asked) == 1:
+            raise httpx2.ConnectError("refused")
+        fake.finish()
+        return httpx2.Response(200, json=fake.job)
+
+    fake.streams = [lambda: iter([event("step", index=1, total=2)])]
+    fake.answers["GET", f"/v1/videos/{VIDEO}"] = state
+    assert fake.service().generate("a ball").shape.frames == 3
+    assert len(asked) == 2
 
 
 def test_a_service_that_is_lost_ends_the_run_with_a_sentence(fake, monkeypatch):
@@ -230,13 +248,15 @@ def test_a_token_that_is_set_before_sends_nothing(fake):
     assert not fake.seen
 
 
-def test_a_job_that_another_client_cancels_raises_cancelled(fake):
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_job_that_another_client_cancels_raises_cancelled(fake, partial):
     def stream():
-        yield event("status", **{**fake.job, "status": "cancelled", "result": None})
+        yield fake.finish("cancelled") if partial else fake.finish("cancelled", result=None)
 
     fake.streams = [stream]
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled) as caught:
         fake.service().generate("a ball")
+    assert caught.value.clip is None
     assert not [path for method, path in fake.seen if method == "DELETE"]
 
 
@@ -391,7 +411,9 @@ def test_jobs_are_listed_over_pages(fake):
 
     fake.answers["GET", "/v1/videos"] = page
     assert [row["id"] for row in fake.service().jobs(120)] == [str(n) for n in range(1, 121)]
+    fake.seen.clear()
     assert len(fake.service().jobs(500)) == 150
+    assert len(fake.seen) == 2
 
 
 def test_a_plan_is_what_the_service_answers(fake):

@@ -12,7 +12,7 @@ import torch
 from kinema.media.metadata import read_recipe
 from kinema.media.read import read_video
 from kinema.schema import BadRequest, Clip
-from kinema.server import signing
+from kinema.server import clip_files, signing
 
 c2pa = pytest.importorskip("c2pa")
 from cryptography import x509  # noqa: E402 (comes with c2pa-python)
@@ -155,3 +155,10 @@ def test_without_the_package_the_extra_is_named(files, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "c2pa", None)
     with pytest.raises(BadRequest, match=r"pip install 'kinema\[c2pa\]'"):
         signing.Signer(*files["p256"])
+
+
+def test_the_video_of_a_finished_job_is_signed(files, tmp_path):
+    clip = Clip(torch.zeros(1, 3, 2, 16, 16), 8.0, {"recipe": 2, "stages": [{"request": {"seed": 1}}]})
+    clip_files.save(clip, tmp_path / "video_1.part", "video_1", sign=signing.Signer(*files["p256"]).sign)
+    with c2pa.Reader(str(tmp_path / "video_1" / "video_1.mp4")) as reader:
+        assert reader.get_validation_state() == "Valid"

@@ -86,7 +86,8 @@ def describe(result: Forecast) -> str:
         head = f"cannot run yet, since a file is missing; {weights}, {free}"
     elif result.seconds is None or result.peak_bytes is None:
         needed = "" if result.needed_bytes is None else f", about {result.needed_bytes / gib:.2f} GiB peak memory"
-        head = f"fits: {weights}{needed}, {free}"
+        about = "" if result.seconds is None else f"about {result.seconds:.1f} s, "
+        head = f"fits: {about}{weights}{needed}, {free}"
     else:
         head = f"fits: about {result.seconds:.1f} s, {result.peak_bytes / gib:.2f} GiB peak memory"
     calls = "" if result.network_calls is None else f": {result.network_calls} network calls"

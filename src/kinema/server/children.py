@@ -75,9 +75,9 @@ class Child:
             self.process.stdin.close()
 
     async def stop(self) -> None:
-        """Kill the child and wait for its end."""
+        """Kill the child and wait for its end, also while the calling task is cancelled."""
         self.kill()
-        await self.process.wait()
+        await asyncio.shield(self.process.wait())
 
 
 def _environment(offline: bool) -> dict[str, str]:

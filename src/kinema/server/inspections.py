@@ -35,7 +35,7 @@ class Inspections:
             async with asyncio.timeout(START_SECONDS):
                 await child.receive()
         except BaseException:
-            child.kill()
+            await child.stop()
             raise
         return child
 
@@ -51,8 +51,7 @@ class Inspections:
             try:
                 return await self._ask(child, path)
             finally:
-                child.kill()
-                await child.process.wait()
+                await child.stop()
 
     async def _ask(self, child: Child, path: Path) -> dict[str, Any]:
         limits = self.limits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,3 +78,37 @@ class Live:
     def past(self) -> list[Progress]:
         """Return the events that a new reader gets first."""
         return [*self.events, *([self.step] if self.step else [])]
+
+
+class Hub:
+    """All readers of events, by job."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[str, list[Listener]] = {}
+        self.taps: list[Callable[[str, Progress], None]] = []
+        """Called with the events of all jobs."""
+
+    def tell(self, video_id: str, progress: Progress) -> None:
+        for listener in self.listeners.get(video_id, ()):
+            listener.put(progress)
+        for tap in self.taps:
+            tap(video_id, progress)
+
+    async def events(self, video_id: str, past: Callable[[], Sequence[Progress]]) -> AsyncIterator[Progress]:
+        """Yield what has happened so far, then the job's events; ``past`` is called when the reader begins."""
+        listener = Listener()
+        self.listeners.setdefault(video_id, []).append(listener)
+        try:
+            for progress in past():
+                listener.put(progress)
+            async for progress in listener.events():
+                yield progress
+        finally:
+            self.listeners[video_id].remove(listener)
+            if not self.listeners[video_id]:
+                del self.listeners[video_id]
+
+    def end(self) -> None:
+        """End all streams."""
+        for listener in [each for listeners in self.listeners.values() for each in listeners]:
+            listener.put(None)

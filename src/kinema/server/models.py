@@ -121,8 +121,7 @@ class Models:
         except Ended as ended:
             download.state, download.error = "failed", f"the process that downloads {ended}"
         finally:
-            child.kill()
-            await asyncio.shield(child.process.wait())
+            await child.stop()
             self._described = {key: each for key, each in self._described.items() if key[0] != model_id}
 
     async def stop(self) -> None:

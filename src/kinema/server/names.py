@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from kinema.values import quoted
 
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TAGS = ("<lora:", "<lyco:")
-BY_FRAME = {"keyframes": "keyframe", "masks": "mask"}
-"""Fields of a request that map frames to files, and what one of the files is."""
+BY_FRAME = {f.name: f.metadata["word"] for f in fields(Request) if f.metadata.get("word") and f.metadata.get("path")}
+"""Fields that map frames to files, and the word for one: keyframes."""
 NONE = "none"
 """In place of a super-resolution model (`kinema.stages.NONE`)."""
 

@@ -42,6 +42,7 @@ HELP = {
     "sampler": "name of the sampler; default: the model's own",
     "lora": "LoRAs and their weights; default: the model's own",
     "control": "control clip or image (edges, depth, poses) for a ControlNet, ready-made",
+    "region": "box where new content is generated: drag it, or give its sides in percent of the frame",
     "ip_image": "reference image for an IP-Adapter",
     "prompt_spans": "prompt from a frame (8) or over a range of frames (8-15); the main prompt applies at frame 0, and "
     "the last prompt holds to the end",

@@ -46,7 +46,7 @@ class Planning:
                     while (reply := await child.receive()).get("id") != number:
                         pass  # the answer to a request whose client has gone
             except TimeoutError:
-                child.kill()
+                await child.stop()
                 self._lost()
                 raise ServiceError(
                     400, "plan_timeout", f"planning this request took more than {seconds:g} seconds, so it was refused"
@@ -70,10 +70,10 @@ class Planning:
                 async with asyncio.timeout(START_SECONDS):
                     self.ready(await child.receive())
             except (TimeoutError, Ended) as error:
-                child.kill()
+                await child.stop()
                 raise ServiceError(503, "not_ready", "the process that plans requests does not start") from error
             except BaseException:
-                child.kill()
+                await child.stop()
                 raise
             self._child = child
         return self._child

@@ -129,13 +129,12 @@ class Worker:
             while True:
                 self.hear(self, await child.receive())
         except TimeoutError:
-            child.kill()
-            await child.process.wait()
+            await child.stop()
             return "did not start in time"
         except Ended as ended:
             return str(ended)
         except asyncio.CancelledError:
-            child.kill()
+            await child.stop()
             raise
 
     def _begun(self, first: Message) -> None:

@@ -117,7 +117,7 @@ def sites() -> Iterator[tuple[str, bytes]]:
     for each in (*kinds, "application/json, text/plain", "text/plain; application/json", "multipart/mixed; boundary=x"):
         yield f"type-{each}", http("POST", "/v1/videos", {"Content-Type": each}, b'{"prompt": "x"}')
     for each in ("gzip", "deflate", "br", "gzip, gzip"):
-        yield f"encoding-{each}", post(b"\x1f\x8b\x08\x00", **{"Content-Encoding": each})
+        yield f"encoding-{each}", post({"prompt": "x"}, **{"Content-Encoding": each})
 
 
 def references() -> Iterator[tuple[str, bytes]]:
@@ -323,7 +323,7 @@ def wire() -> Iterator[tuple[str, bytes]]:
     yield "chunk-huge", head + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffffffff\r\n{}\r\n0\r\n\r\n"
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     yield "chunks-too-large", head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 20 + b"0\r\n\r\n"
-    smuggled = b"0\r\n\r\nGET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"
+    smuggled = b"2\r\n{}\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"
     yield "length-and-chunks", head + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n" + smuggled
     yield (
         "upgrade",

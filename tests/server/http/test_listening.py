@@ -120,6 +120,15 @@ def test_a_too_long_upload_is_refused_while_it_is_sent(service):
         assert connection.recv(20).startswith(b"HTTP/1.1 413")
 
 
+def test_a_json_body_without_a_length_is_refused_once_it_is_too_long(service):
+    with connected(service) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+        for _ in range(40):
+            connection.sendall(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
+        connection.sendall(b"1\r\n}\r\n0\r\n\r\n")
+        assert connection.recv(20).startswith(b"HTTP/1.1 413")
+
+
 def test_a_client_that_leaves_its_events_frees_the_stream(service):
     with httpx2.Client(base_url=service.url) as client:
         video_id = client.post("/v1/videos", json={"prompt": "x"}).json()["id"]

@@ -138,3 +138,10 @@ def test_the_asynchronous_client_creates_polls_and_downloads(service):
             return (await client.videos.download_content(video.id)).read()
 
     assert b"ftyp" in asyncio.run(run())
+
+
+def test_lists_of_tables_survive_the_forms_of_the_sdk(videos):
+    loras = [{"name": "ball", "scale": 0.5}, {"name": "zoetrope", "scale": -1.5}]
+    assert videos.create(prompt="x", extra_body={"lora": loras}).request["loras"] == {"ball": 0.5, "zoetrope": -1.5}
+    with pytest.raises(openai.BadRequestError, match="send the body as JSON"):
+        videos.create(prompt="x", extra_body={"lora": [{"name": "ball"}, {"name": "zoetrope", "scale": 1.0}]})

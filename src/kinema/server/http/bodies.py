@@ -118,7 +118,10 @@ class Bodies:
             body.assets.append(asset.id)
             name, _, frame = each.field.rstrip("]").partition("[")
             if frame:
-                body.values.setdefault(name, {})[frame] = asset.id
+                others = body.values.setdefault(name, {})
+                if frame in others:
+                    raise FieldError(f"{each.field} is given twice; give it once", name)
+                others[frame] = asset.id
             else:
                 body.values[name] = asset.id
 
@@ -179,7 +182,7 @@ class Bodies:
         if "document" in values and route is not CREATE:
             raise FieldError("a document is for /v1/videos and /v1/videos/plan; give single fields here", "document")
         if "request" in values:
-            return self._given(values, route)
+            return self._given(values)
         request, names = renamed(values)
         if "document" in values:
             values, request = documents.overridden(values, request)
@@ -207,17 +210,13 @@ class Bodies:
         await self._set_duration(values, request, model, CREATE)
         return Order(model=model, request=checked(request, names), remixed_from=job.id)
 
-    def _given(self, values: Mapping[str, Any], route: Route) -> Order:
+    def _given(self, values: Mapping[str, Any]) -> Order:
         """An order whose ``request`` is the JSON form of a `kinema.Request`."""
         if others := sorted(values.keys() - {"request", "model"}):
             raise FieldError(f"{others[0]} and request are given; put {others[0]} into request", others[0])
         request = values["request"]
         if not isinstance(request, Mapping):
             raise FieldError(f"request is {quoted(request)}; expected an object", "request")
-        if request.get("lora_folder") is not None:
-            raise FieldError("lora_folder is the service's own; name LoRAs that /v1/models lists", "lora_folder")
-        if request.get("task", "generate") not in route.verbs:
-            raise FieldError(f"task is {quoted(request['task'])}; expected {', '.join(route.verbs)}", "task")
         return Order(model=self._model(values, request), request=checked(dict(request), {}))
 
     def _model(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Match
 
+import kinema
 from kinema.schema import BadRequest
 from kinema.server.jobs import ServiceError
 from kinema.values import cut, quoted
@@ -30,6 +32,9 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _NAMED = re.compile(r"(\w+)(?:\[[^\]]*\])? is ")
 
 
+PACKAGE = Path(kinema.__file__).parent
+
+
 class FieldError(ServiceError):
     """A refused field, query parameter or header; ``param`` is its name."""
 
@@ -44,13 +49,14 @@ class Public:
     """Messages without paths of the server: files of the store become identifiers, other folders an ellipsis."""
 
     def __init__(self, settings: Settings) -> None:
-        folders = [settings.folder, *settings.model_folders, *filter(None, [settings.lora_folder])]
-        roots = {str(each) for folder in folders for each in (folder, folder.absolute(), folder.resolve())}
-        longest = "|".join(re.escape(root) for root in sorted(roots - {".", "/"}, key=len, reverse=True))
-        self._store = re.compile(
-            rf"(?:{longest})/(?:jobs|assets)/((?:video_|asset-)[0-9a-z]+)(?:\.part)?(?:/[^\s:;,]*)?"
-        )
-        self._other = re.compile(rf"(?:{longest})")
+        folders = [settings.folder, *settings.model_folders, PACKAGE, Path.home()]
+        folders += filter(None, [settings.lora_folder])
+        roots = {str(each) for folder in folders for each in (folder.absolute(), folder.resolve())} - {"/"}
+        root = "|".join(re.escape(root) for root in sorted(roots, key=len, reverse=True)) or "(?!)"
+        store = f"{root}|{re.escape(str(settings.folder))}"
+        file = r"((?:video_|asset-)[0-9a-z]+)(?:\.part)?(?:[/\\][^\s:;,]*)?"
+        self._store = re.compile(rf"(?:{store})[/\\](?:jobs|assets)[/\\]{file}")
+        self._other = re.compile(root)
 
     def __call__(self, message: str) -> str:
         return self._other.sub("…", self._store.sub(r"\1", message))

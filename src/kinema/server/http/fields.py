@@ -6,6 +6,7 @@ and other servers call them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
@@ -190,7 +191,8 @@ def _scalar(name: str, kind: Any, text: str) -> Any:  # noqa: PLR0911 (one retur
     if kind is int:
         return int(text) if _WHOLE.fullmatch(text) else None
     if kind is float:
-        return float(text) if _NUMBER.fullmatch(text) else None
+        number = float(text) if _NUMBER.fullmatch(text) else math.inf
+        return number if math.isfinite(number) else None
     if get_origin(kind) is Literal:
         return text if text in get_args(kind) else None
     if get_origin(kind) is tuple and not text.startswith("["):
