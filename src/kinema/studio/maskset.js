@@ -56,7 +56,7 @@ export function masksOf({ doc, defined, size, redraw, ready }) {
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
     if (mine !== newest) return undefined;
     try {
-      const found = await carriedMasks(await call("POST", "/v1/masks", { document: await doc.forService(defined) }));
+      const found = await carriedMasks(await call("POST", "/v1/masks", { document: await doc.forService(defined, { prompt: doc.request.prompt || "clip" }) }));
       if (mine !== newest) return undefined;
       memo.clear();
       carried = carriedAt(found);

@@ -87,7 +87,7 @@ function timeline(doc, defined, rows, signal) {
     count,
     fps,
     go,
-    lanes: () => Object.keys(TRACKS).filter((name) => takes(TRACKS[name]) && (name !== "clip" || source())),
+    lanes: () => Object.keys(TRACKS).filter((name) => (takes(TRACKS[name]) || (name === "keyframes" && verb() === "generate")) && (name !== "clip" || source())),
     keyframes: () => Object.entries(doc.request.keyframes ?? {}).map(([at, value]) => [Number(at), value.slice(6)]),
     masks: () => Object.keys(doc.request.masks ?? {}).map(Number),
     spans: () => Object.entries(doc.request.prompt_spans ?? {}),
@@ -181,7 +181,7 @@ function timeline(doc, defined, rows, signal) {
     job.say(missing);
     if (missing && missing !== NO_PROMPT) return;
     try {
-      const found = await call("POST", "/v1/videos/plan", { document: await doc.forService(defined) });
+      const found = await call("POST", "/v1/videos/plan", { document: await doc.forService(defined, missing ? { prompt: "clip" } : {}) });
       if (mine !== queued || signal.aborted) return;
       plan = found;
       if (!missing) job.plan(found);

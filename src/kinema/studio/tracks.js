@@ -63,7 +63,7 @@ export function tracks(context) {
         remove: () => context.removeKeyframe(frame),
       });
     });
-    return lane("keyframes", "Keyframes", "Drop or paste images here", plus("Add an image at this frame", () => context.chooseImage(context.frame())), items);
+    return lane("keyframes", "Keyframes", "Drop or paste images here: each becomes a frame of the clip", plus("Add an image at this frame", () => context.chooseImage(context.frame())), items);
   }
   function maskLane() {
     const painted = context.masks();
