@@ -10,7 +10,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** The card. ``actions``: open, like and pick, each with the video. */
 export function card(video, actions, { liked, picked }) {
-  const { width, height, frames } = { ...video.settled, ...video.result };
+  const { width } = { ...video.settled, ...video.result };
   const words = video.prompt || sentence(video.verb ?? video.settled?.task ?? "clip");
   const picture = thumbnail(video);
   picture.classList.add("card-picture");
@@ -20,7 +20,7 @@ export function card(video, actions, { liked, picked }) {
     { type: "button", class: "card-open", dataset: { part: "open" }, onclick: () => actions.open(video) },
     picture,
     h("span", { class: "card-words", title: words }, words),
-    h("span", { class: "muted card-facts" }, [video.model, width && `${width}×${height}`, frames && `${frames} f`, ago(video.completed_at ?? video.created_at)].filter(Boolean).join(" · ")),
+    h("span", { class: "muted card-facts" }, [video.model, ago(video.completed_at ?? video.created_at)].join(" · ")),
   );
   const element = h(
     "li",

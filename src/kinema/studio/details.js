@@ -137,6 +137,9 @@ async function replay(video, button, verdict) {
   button.disabled = false;
 }
 
+/** The hashes of a stage's weights: one, or by file. */
+const hashes = (weights) => (typeof weights === "string" ? [["hash", weights]] : Object.entries(weights ?? {}));
+
 const recipeOf = async (id) => parseRecipe(await (await fetchPath(contentPath(id, "recipe"))).text());
 
 function summary(video, facts) {
@@ -170,9 +173,9 @@ async function showRecipe(video, place) {
   return void fill(
     place,
     stages.map((stage) => [
-      section(`Options${stages.length > 1 ? ` (${stage.stage})` : ""}`, used(stage)),
+      section(`Options${stages.length > 1 ? ` (${stage.stage})` : ""}`, used(stage), true),
       section("LoRAs", flat(stage.request?.loras)),
-      section(`Weights${stages.length > 1 ? ` (${stage.stage})` : ""}`, flat(stage.weights ?? stage.files).map(([name, value]) => [name, value])),
+      section(`Weights${stages.length > 1 ? ` (${stage.stage})` : ""}`, hashes(stage.weights)),
     ]),
     section("Inputs", flat(recipe.inputs)),
     section("Recipe", flat(recipe).filter(([name]) => !["stages", "inputs", "request", "weights"].includes(name))),

@@ -54,15 +54,16 @@ export function stage(context) {
     brushContext.clearRect(0, 0, canvas.width, canvas.height);
     const picture = context.picture(frame);
     if (picture) cover(brushContext, picture, canvas.width, canvas.height, context.fit());
-    for (const [other, strength] of context.onion(frame)) {
+    const ghosts = context.onion(frame);
+    for (const [other, strength] of ghosts) {
       brushContext.globalAlpha = strength;
       cover(brushContext, other, canvas.width, canvas.height, context.fit());
       brushContext.globalAlpha = 1;
     }
     const mask = painting ? { canvas: painting, painted: true, fresh: true } : context.mask(frame);
     if (mask) brushContext.drawImage(tint(mask), 0, 0, canvas.width, canvas.height);
-    hint.textContent = picture ? "" : context.empty(frame);
-    hint.hidden = Boolean(picture);
+    hint.hidden = Boolean(picture) || ghosts.length > 0;
+    hint.textContent = hint.hidden ? "" : context.empty(frame);
     live.hidden = !context.live();
     box.write(context.region(), tool === "region");
     canvas.setAttribute("aria-label", `Frame ${frame + 1}`);

@@ -111,6 +111,7 @@ export function jobPanel({ doc, defined, images, verb, needed }) {
   /** Find the job of before a reload again. */
   async function find() {
     const id = doc.state.editor.video;
+    await null; // the view is not complete yet
     if (!id) return;
     const video = current.videos.find((each) => each.id === id) ?? (await call("GET", `/v1/videos/${encodeURIComponent(id)}`).catch(() => null));
     if (!video) return;

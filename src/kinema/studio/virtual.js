@@ -3,7 +3,7 @@
 import { fill, h } from "./dom.js";
 
 const GAP = 16;
-const LEAST = 200;
+const LEAST = 220;
 const WORDS = 76;
 const MARGIN = 2;
 
