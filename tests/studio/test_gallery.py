@@ -228,7 +228,7 @@ def test_five_hundred_clips_are_listed_with_few_cards_and_scroll(server, chromiu
     assert found["middle"] < 100  # milliseconds; a quiet machine takes 17
     page.get_by_text("clip 499", exact=True).wait_for()
     page.evaluate("() => scrollTo(0, 0)")
-    page.locator(".card-open").first.focus()
+    page.locator(".card[aria-posinset='1'] .card-open").focus()
     page.keyboard.press("ArrowDown")
     assert page.evaluate("() => document.activeElement.closest('.card').getAttribute('aria-posinset')") == "6"
     context.close()
