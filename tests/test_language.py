@@ -52,7 +52,6 @@ FORMATS = {
     "events.py": {"picture"},
     "previews.py": {"picture"},
     "server/worker.py": {"picture"},
-    "server/worker.py": {"picture"},
     "training/latents.py": {"picture"},
     "training/outputs.py": {"picture"},  # names of sample files
 }

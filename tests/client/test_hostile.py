@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from kinema.client.following import Report
-from kinema.client.http import Message
+from kinema.client.http import Message, parse_events
 from kinema.client.outputs import preview_of
 from kinema.schema import BadRequest
 
@@ -228,3 +229,20 @@ def test_events_of_a_wrong_kind_are_left_out():
     report(Message("status", {"notes": [1, None], "queue_position": "2", "status": "queued"}))
     report(Message("step", {"index": 5, "total": 2}))
     assert [type(each).__name__ for each in heard] == ["Memory", "Memory"]
+
+
+def test_an_event_of_many_lines_is_one_text_and_is_bounded(monkeypatch):
+    lines = ["event: note", 'data: {"message":', 'data: "x"}', "", ": comment", "", "data: []", ""]
+    assert list(parse_events(iter(lines), "url")) == [Message("note", {"message": "x"})]
+    monkeypatch.setattr("kinema.client.http.MAX_EVENT", 1000)
+    with pytest.raises(BadRequest, match="sent an event of more than 1,000 bytes"):
+        list(parse_events(itertools.repeat("data: 0123456789"), "url"))
+
+
+def test_a_preview_of_too_many_pixels_is_left_out(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "png")
+    data = {"frames": 1, "data": base64.b64encode(file.getvalue()).decode()}
+    assert preview_of(data).shape == (1, 2, 2, 3)
+    monkeypatch.setattr("kinema.client.outputs.MAX_PREVIEW", 3)
+    assert preview_of(data) is None

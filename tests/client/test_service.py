@@ -361,6 +361,12 @@ def test_a_video_of_the_service_needs_no_upload(fake, media):
     assert not fake.assets
 
 
+def test_a_file_named_like_an_identifier_is_sent(fake, media):
+    (media / VIDEO).write_bytes((media / "a.png").read_bytes())
+    fake.service().animate(VIDEO, "a ball")
+    assert fake.orders[0]["request"]["image"] == f"asset-{0:020d}"
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"), [("c.png", "there is no file"), ("folder", "is a folder; a service takes")]
 )

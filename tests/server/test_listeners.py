@@ -87,3 +87,10 @@ def test_a_new_reader_gets_the_phases_and_notes_so_far_and_the_last_step():
     past = live.past()
     assert [each.kind for each in past] == ["note"] * KEPT + ["step"]
     assert past[-1].data["index"] == KEPT * 2 - 1
+
+
+def test_a_newer_step_comes_after_what_was_put_meanwhile():
+    outbox = Outbox()
+    for kind in ("step", "phase", "step"):
+        outbox.put(kind, kind)
+    assert [outbox.take() for _ in range(len(outbox))] == ["phase", "step"]

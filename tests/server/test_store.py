@@ -143,6 +143,18 @@ def test_a_full_disk_is_507_and_leaves_nothing_half_written(store):
     assert store.move_to(added.id, "cancelled") is not None
 
 
+def test_a_change_that_fails_half_way_leaves_nothing(store):
+    def fail() -> None:
+        with store._transaction() as base:
+            base.execute("UPDATE jobs SET progress = 50")
+            raise RuntimeError
+
+    added = store.add(job(1))
+    with pytest.raises(RuntimeError):
+        fail()
+    assert store.get(added.id) == added
+
+
 def test_uploads_are_found_by_their_bytes(store):
     store.add_asset(ASSET, "digest")
     assert store.asset_with("digest") == store.asset("asset-1") == ASSET

@@ -447,7 +447,7 @@ def test_uploads_that_are_too_large_or_outside_the_folder_are_refused(engine, ru
     link = engine.uploads_folder / "link"
     link.symlink_to("/etc/passwd")
     for path in (link, engine.uploads_folder / "gone"):
-        with pytest.raises(ServiceError) as refused:
+        with pytest.raises(ServiceError, match="is not a file of the uploads folder") as refused:
             run(engine.add_asset(path, "x.png"))
         assert refused.value.status == 400
 

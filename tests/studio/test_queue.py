@@ -82,11 +82,12 @@ def test_the_queue_is_paused_and_resumed(server, opened):
     assert ask(server, f"/v1/videos/{video}")["status"] == "completed"
 
 
-def test_a_running_job_is_cancelled_and_tried_again(server, opened):
+def test_a_running_job_shows_its_preview_and_is_cancelled_and_tried_again(server, opened):
     clear(server)
     video = order(server, "a red ball", **LONG)
     page = opened("#queue")
     page.wait_for_selector(f"ul.jobs [data-id={video}] progress")
+    page.wait_for_selector(f"[data-id={video}] .thumb canvas")
     page.locator(f"[data-id={video}]").get_by_role("button", name="Cancel", exact=True).click()
     page.wait_for_selector(f"[data-id={video}].cancelled")
     assert ask(server, f"/v1/videos/{video}")["status"] == "cancelled"

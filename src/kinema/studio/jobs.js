@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { isFinal } from "./events.js";
 
 const BUSY = 1500;
-const IDLE = 8000;
+const IDLE = 4000;
 const RECENT = 40;
 
 const listeners = new Set();

@@ -2,9 +2,10 @@
 
 import { call } from "./api.js";
 import { fill, h, icon, iconButton } from "./dom.js";
-import { isFinal } from "./events.js";
+import { follow, isFinal } from "./events.js";
 import { ago, bytes, duration, sentence } from "./format.js";
 import { active, current, forget, refresh, subscribe, update, waiting } from "./jobs.js";
+import { previewCanvas } from "./preview.js";
 import { go } from "./router.js";
 import { STATES } from "./screen.js";
 import { remember } from "./store.js";
@@ -12,6 +13,8 @@ import { hasClip, thumbnail } from "./thumb.js";
 import { announce, failed } from "./toast.js";
 
 const ENDED = 20;
+const LIVE = 2;
+/** Running jobs whose previews are shown; each holds a connection, of which a browser opens six. */
 
 export function mount(root) {
   const pause = h("button", { type: "button", class: "quiet", onclick: () => hold(!current.queue.paused) });
@@ -32,6 +35,7 @@ export function mount(root) {
     h("p", {}, "Nothing runs or waits."),
     h("a", { href: "#make", class: "button" }, "Make a clip"),
   );
+  const live = new Map();
   let dragged = null;
   let drawn = "";
 
@@ -67,6 +71,33 @@ export function mount(root) {
     );
   }
 
+  /** The preview of a running job in place of its thumbnail; it outlives the rows, which are drawn again. */
+  function liveThumb(video) {
+    if (!live.has(video.id) && live.size >= LIVE) return thumbnail(video);
+    if (!live.has(video.id)) {
+      const [stop, preview] = [new AbortController(), previewCanvas(video.fps)];
+      const share = h("span", { class: "thumb-share" });
+      const box = h("span", { class: "thumb" }, share);
+      live.set(video.id, { box, share, end: () => (stop.abort(), preview.destroy()) });
+      const hear = (kind, data) => {
+        if (kind !== "preview") return;
+        if (!box.contains(preview.element)) fill(box, preview.element);
+        preview.show(data).catch(() => {});
+      };
+      follow(video.id, hear, stop.signal).catch(() => {});
+    }
+    const { box, share } = live.get(video.id);
+    share.textContent = `${video.progress ?? 0}%`;
+    return box;
+  }
+  function endLive(running) {
+    for (const [id, { end }] of live) {
+      if (running.some((each) => each.id === id)) continue;
+      end();
+      live.delete(id);
+    }
+  }
+
   // ------------------------------------------------------------------------------- rows
 
   function words(video, facts) {
@@ -90,7 +121,7 @@ export function mount(root) {
     const row = h(
       "li",
       { class: "job", dataset: { id: video.id } },
-      thumbnail(video),
+      liveThumb(video),
       words(video, [video.model, size(video), video.device, eta]),
       h("progress", {
         max: 100,
@@ -132,6 +163,7 @@ export function mount(root) {
       { class: "job draggable", draggable: true, dataset: { id: video.id } },
       h("span", { class: "grip" }, icon("grip")),
       h("span", { class: "place" }, `${at + 1}`),
+      thumbnail(video),
       words(video, [video.model, size(video), video.expected_seconds && `about ${duration(video.expected_seconds)}`]),
       h(
         "div",
@@ -250,6 +282,7 @@ export function mount(root) {
       document.activeElement.closest("[data-id]").dataset.id,
       document.activeElement.textContent || document.activeElement.getAttribute("aria-label"),
     ];
+    endLive(run);
     fill(running, run.map(runningRow));
     fill(queued, wait.map(waitingRow));
     fill(ended, end.map(endedRow));
@@ -282,7 +315,10 @@ export function mount(root) {
   );
   const unsubscribe = subscribe(draw);
   refresh();
-  return unsubscribe;
+  return () => {
+    unsubscribe();
+    endLive([]);
+  };
 }
 
 function section(title, list) {

@@ -2,6 +2,7 @@
 
 import { assetPath, contentPath, media } from "./api.js";
 import { h, icon } from "./dom.js";
+import { thumbnailOf } from "./filethumb.js";
 
 const seen = new IntersectionObserver(
   (entries) => {
@@ -33,8 +34,10 @@ export function lazyImage(path, alt = "", properties = {}) {
 /** Whether a job has a clip: finished, or cancelled with its partial clip kept. */
 export const hasClip = (video) => video.status === "completed" || Boolean(video.result);
 
-/** The thumbnail of a job: its clip, or how far it is. */
+/** The thumbnail of a job: its clip, how far it is, or while it waits the file that it begins with. */
 export function thumbnail(video) {
+  const input = video.request?.image ?? video.request?.video;
+  if (video.status === "queued" && input) return thumbnailOf({ id: input, kind: null });
   const box = h("span", { class: "thumb" });
   if (hasClip(video)) box.append(lazyImage(contentPath(video.id, "thumbnail")));
   else if (video.status === "in_progress" || video.status === "cancelling")

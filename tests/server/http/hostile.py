@@ -23,7 +23,15 @@ PLACES = (
         "\\\\host\\share\\x.png",
     ),
     *("http://169.254.169.254/latest/meta-data", "https://example.com/x.png", "gopher://localhost:70/x", "~/x.png"),
-    *("//host/x", "asset-../../x", "video_" + "0" * 24 + "/../../x", "asset-" + "z" * 24 + "\n", "x\0.png", ""),
+    *(
+        "//host/x",
+        "ball/../../x",
+        "asset-../../x",
+        "video_" + "0" * 24 + "/../../x",
+        "asset-" + "z" * 24 + "\n",
+        "x\0.png",
+        "",
+    ),
 )
 """Paths and URLs that no field may lead the service to open."""
 

@@ -6,9 +6,12 @@ import base64
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from hostile import PLACES
 from over import PNG, Http, message, run
 
-from kinema.server.http.errors import Public
+from kinema.server.http.bodies import checked, listed
+from kinema.server.http.errors import FieldError, Public
 from kinema.server.settings import Settings
 
 # ---------------------------------------------------------------------------------------------- bodies
@@ -112,6 +115,46 @@ async def test_a_remix_replaces_size_and_duration(tmp_path):
         waiting = await http.create()
         http.engine.jobs[waiting["id"]] = replace(http.engine.get(waiting["id"]), status="failed")
         assert (await http.post(f"/v1/videos/{waiting['id']}/remix", json=body)).status_code == 409
+
+
+@run
+async def test_a_remix_replaces_a_named_size_and_a_named_size_replaces_pixels(tmp_path):
+    async with Http(tmp_path) as http:
+        bodies = http.app.state.service.bodies
+        source = (await http.finished())["id"]
+        for before, values, after in (
+            ({"size": "768px:16:9"}, {"size": "64x48"}, {"width": 64, "height": 48}),
+            ({"width": 64, "height": 48}, {"size": "768px:16:9"}, {"size": "768px:16:9"}),
+        ):
+            job = http.engine.get(source)
+            job = replace(job, order=replace(job.order, request={"task": "generate", **before}))
+            order = await bodies.remix({"prompt": "y", **values}, job)
+            assert order.request == {"task": "generate", "prompt": "y", "seed": 7, **after}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_path_and_no_url_is_a_name_or_an_identifier(place):
+    with pytest.raises(FieldError, match="expected a name that /v1/models lists"):
+        listed("model", place)
+    for request in ({"image": place}, {"keyframes": {"3": place}}, {"loras": {place: 1.0}}, {"image_model": place}):
+        with pytest.raises(FieldError):
+            checked({"task": "animate", **request}, {})
+
+
+@run
+async def test_a_lora_with_a_path_is_refused_for_its_path(tmp_path):
+    async with Http(tmp_path) as http:
+        answer = await http.post("/v1/videos", json={"lora": {"name": "ball", "path": "ball.safetensors"}})
+        assert message(answer) == "lora has a path, which the service never opens; name a LoRA of /v1/models"
+
+
+@run
+async def test_bodies_of_too_many_values_or_parts_are_refused_for_their_number(tmp_path):
+    async with Http(tmp_path) as http:
+        answer = await http.post("/v1/videos", json={"extra": {"a": [0] * 30_000}})
+        assert message(answer) == "the body holds about 30,002 values; at most 20,000 are read"
+        answer = await http.post("/v1/videos", files=[(f"extra[{n}]", (None, "x")) for n in range(300)])
+        assert (answer.status_code, message(answer)) == (413, "the form has more than 256 parts")
 
 
 @run

@@ -90,6 +90,7 @@ def test_a_remix_keeps_the_seed_and_the_size_and_names_its_source(videos):
     remixed = videos.remix(source.id, prompt="a blue ball")
     assert (remixed.prompt, remixed.remixed_from_video_id) == ("a blue ball", source.id)
     assert (remixed.seed, remixed.size) == (source.seed, source.size)
+    assert remixed.request["seed"] == source.seed
 
 
 def test_an_edit_takes_an_upload_or_the_identifier_of_a_video(videos, mp4):

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from over import PNG, Http, lines, run
 
+from kinema.server.http import events
 from kinema.server.jobs import Progress
 from kinema.server.settings import Limits
 
@@ -142,6 +143,18 @@ async def test_events_end_with_the_final_status_and_are_numbered(tmp_path):
             f"id: {number}" for number in range(1, len(found) + 1)
         ]
         assert http.app.state.service.streams == 0
+
+
+@run
+async def test_a_late_status_event_shows_the_state_that_it_is_about(tmp_path):
+    async with Http(tmp_path) as http:
+        video_id = (await http.finished())["id"]
+        progress = Progress(kind="status", data={"status": "in_progress", "created_at": 0.5})
+        data = events._data(http.app.state.service, video_id, progress)
+        assert (data["id"], data["status"], data["object"]) == (video_id, "in_progress", "video")
+        assert data["created_at"] > 1  # whole seconds, as everywhere else
+        gone = events._data(http.app.state.service, f"video_{'0' * 24}", progress)
+        assert gone == {"id": f"video_{'0' * 24}", "object": "video", "status": "in_progress", "created_at": 0.5}
 
 
 @run
