@@ -32,8 +32,16 @@ export function boxOverlay({ change }) {
     frame.hidden = !box;
     if (!box) return;
     const [left, top, right, bottom] = box.map((each) => each * 100);
-    Object.assign(frame.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
-    body.setAttribute("aria-label", `Region: ${box.map((each) => `${Math.round(each * 100)}%`).join(", ")}; arrows move it`);
+    Object.assign(frame.style, {
+      left: `${left}%`,
+      top: `${top}%`,
+      width: `${right - left}%`,
+      height: `${bottom - top}%`,
+    });
+    body.setAttribute(
+      "aria-label",
+      `Region: ${box.map((each) => `${Math.round(each * 100)}%`).join(", ")}; arrows move it`,
+    );
     for (const [index, name] of Object.keys(CORNERS).entries())
       knobs[index].setAttribute("aria-label", `Region, ${name} corner; arrows move it`);
   }

@@ -30,8 +30,15 @@ export function card(video, actions, { liked, picked }) {
     h(
       "span",
       { class: "card-tools" },
-      hasClip(video) && iconButton("compare", `Compare ${words}`, () => actions.pick(video), { "aria-pressed": `${Boolean(picked)}`, dataset: { part: "compare" } }),
-      iconButton("heart", `Favourite: ${words}`, () => actions.like(video), { "aria-pressed": `${liked}`, dataset: { part: "like" } }),
+      hasClip(video) &&
+        iconButton("compare", `Compare ${words}`, () => actions.pick(video), {
+          "aria-pressed": `${Boolean(picked)}`,
+          dataset: { part: "compare" },
+        }),
+      iconButton("heart", `Favourite: ${words}`, () => actions.like(video), {
+        "aria-pressed": `${liked}`,
+        dataset: { part: "like" },
+      }),
     ),
   );
   if (hasClip(video) && !still.matches) playing(open, picture, video);
@@ -43,7 +50,14 @@ function playing(open, picture, video) {
   let timer = 0;
   async function start() {
     if (clip) return;
-    clip = h("video", { class: "card-video", muted: true, loop: true, playsInline: true, "aria-hidden": "true", tabIndex: -1 });
+    clip = h("video", {
+      class: "card-video",
+      muted: true,
+      loop: true,
+      playsInline: true,
+      "aria-hidden": "true",
+      tabIndex: -1,
+    });
     const mine = clip;
     mine.addEventListener("playing", () => mine === clip && picture.append(mine), { once: true });
     mine.src = await media(contentPath(video.id)).catch(() => "");

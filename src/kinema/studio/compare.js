@@ -8,22 +8,65 @@ export function compare(host, left, right) {
   const facts = [left, right].map((each) => ({ ...each.settled, ...each.result }));
   const total = Math.max(...facts.map((each) => each.frames ?? 1));
   const rate = facts[0].fps || 8;
-  const videos = [left, right].map((each, at) => h("video", { class: "compare-video", muted: true, playsInline: true, preload: "auto", "aria-label": `${at ? "Right" : "Left"}: ${each.prompt || each.id}` }));
-  const wipe = h("input", { type: "range", class: "visually-hidden", min: 0, max: 100, value: 50, "aria-label": "Wipe", oninput: () => place(Number(wipe.value)) });
+  const videos = [left, right].map((each, at) =>
+    h("video", {
+      class: "compare-video",
+      muted: true,
+      playsInline: true,
+      preload: "auto",
+      "aria-label": `${at ? "Right" : "Left"}: ${each.prompt || each.id}`,
+    }),
+  );
+  const wipe = h("input", {
+    type: "range",
+    class: "visually-hidden",
+    min: 0,
+    max: 100,
+    value: 50,
+    "aria-label": "Wipe",
+    oninput: () => place(Number(wipe.value)),
+  });
   const line = h("div", { class: "wipe-line" }, h("span", { class: "wipe-knob" }, icon("compare")));
   const frame = h("div", { class: "compare-frame" }, videos, line);
-  const scrub = h("input", { type: "range", class: "scrub", min: 0, max: total - 1, value: 0, "aria-label": "Frame", oninput: () => show(Number(scrub.value)) });
+  const scrub = h("input", {
+    type: "range",
+    class: "scrub",
+    min: 0,
+    max: total - 1,
+    value: 0,
+    "aria-label": "Frame",
+    oninput: () => show(Number(scrub.value)),
+  });
   const counter = h("output", { class: "counter" }, `1 / ${total}`);
   const toggle = iconButton("pause", "Pause", () => run(!timer), { class: "icon-button primary-icon" });
-  const name = (job) => h("span", { class: "compare-name" }, h("strong", {}, job.prompt || job.id), h("span", { class: "muted" }, `${job.model}, seed ${job.seed ?? job.settled?.seed}`));
+  const name = (job) =>
+    h(
+      "span",
+      { class: "compare-name" },
+      h("strong", {}, job.prompt || job.id),
+      h("span", { class: "muted" }, `${job.model}, seed ${job.seed ?? job.settled?.seed}`),
+    );
   const element = h(
     "dialog",
     { class: "details compare", "aria-label": "Compare two clips" },
-    h("div", { class: "details-head" }, h("h2", {}, "Compare"), iconButton("close", "Close", () => element.close())),
+    h(
+      "div",
+      { class: "details-head" },
+      h("h2", {}, "Compare"),
+      iconButton("close", "Close", () => element.close()),
+    ),
     h("div", { class: "compare-names" }, name(left), name(right)),
     frame,
     wipe,
-    h("div", { class: "player-controls", role: "group", "aria-label": "Player" }, toggle, iconButton("back", "Previous frame", () => (run(false), show(shown - 1))), iconButton("forward", "Next frame", () => (run(false), show(shown + 1))), scrub, counter),
+    h(
+      "div",
+      { class: "player-controls", role: "group", "aria-label": "Player" },
+      toggle,
+      iconButton("back", "Previous frame", () => (run(false), show(shown - 1))),
+      iconButton("forward", "Next frame", () => (run(false), show(shown + 1))),
+      scrub,
+      counter,
+    ),
   );
   let timer = 0;
   let shown = 0;
@@ -79,7 +122,11 @@ export function compare(host, left, right) {
     place(Math.min(100, Math.max(0, ((event.clientX - whole.left) / whole.width) * 100)));
   }
   element.addEventListener("keydown", (event) => {
-    const keys = { " ": () => run(!timer), ",": () => (run(false), show(shown - 1)), ".": () => (run(false), show(shown + 1)) };
+    const keys = {
+      " ": () => run(!timer),
+      ",": () => (run(false), show(shown - 1)),
+      ".": () => (run(false), show(shown + 1)),
+    };
     if (!keys[event.key] || (event.key === " " && event.target.closest("button"))) return;
     event.preventDefault();
     keys[event.key]();

@@ -22,7 +22,14 @@ export function detailsDialog(defined, actions) {
   const element = h(
     "dialog",
     { class: "details", "aria-labelledby": "details-title" },
-    h("div", { class: "details-head" }, title, before, after, iconButton("close", "Close", () => element.close())),
+    h(
+      "div",
+      { class: "details-head" },
+      title,
+      before,
+      after,
+      iconButton("close", "Close", () => element.close()),
+    ),
     body,
   );
   let shown = null;
@@ -36,12 +43,29 @@ export function detailsDialog(defined, actions) {
     title.textContent = video.prompt || sentence(video.verb ?? "clip");
     before.disabled = !actions.next(video.id, -1);
     after.disabled = !actions.next(video.id, 1);
-    const facts = { ...video.settled, ...Object.fromEntries(Object.entries(video.result ?? {}).filter(([, value]) => value !== null)) };
-    if (hasClip(video)) made = player({ path: contentPath(video.id), fps: facts.fps, frames: facts.frames, width: facts.width, height: facts.height, label: video.prompt || "Clip" });
+    const facts = {
+      ...video.settled,
+      ...Object.fromEntries(Object.entries(video.result ?? {}).filter(([, value]) => value !== null)),
+    };
+    if (hasClip(video))
+      made = player({
+        path: contentPath(video.id),
+        fps: facts.fps,
+        frames: facts.frames,
+        width: facts.width,
+        height: facts.height,
+        label: video.prompt || "Clip",
+      });
     const recipe = h("div", { class: "recipe" }, h("p", { class: "muted" }, "Reading the recipe…"));
     fill(
       body,
-      h("div", { class: "details-look" }, made?.element ?? h("p", { class: "error-box" }, sentence(video.error?.message ?? `${video.status}: there is no clip`)), buttons(video)),
+      h(
+        "div",
+        { class: "details-look" },
+        made?.element ??
+          h("p", { class: "error-box" }, sentence(video.error?.message ?? `${video.status}: there is no clip`)),
+        buttons(video),
+      ),
       h("div", { class: "details-side" }, summary(video, facts), recipe),
     );
     if (hasClip(video)) showRecipe(video, recipe);
@@ -64,9 +88,15 @@ export function detailsDialog(defined, actions) {
 
   function buttons(video) {
     const order = video.request && { model: video.model, request: video.request };
-    const button = (name, words, onclick, more = {}) => h("button", { type: "button", class: "quiet", onclick, ...more }, icon(name), words);
+    const button = (name, words, onclick, more = {}) =>
+      h("button", { type: "button", class: "quiet", onclick, ...more }, icon(name), words);
     const clip = hasClip(video);
-    const liked = button("heart", "Favourite", () => (actions.like(video), liked.setAttribute("aria-pressed", `${actions.isLiked(video.id)}`)), { "aria-pressed": `${actions.isLiked(video.id)}` });
+    const liked = button(
+      "heart",
+      "Favourite",
+      () => (actions.like(video), liked.setAttribute("aria-pressed", `${actions.isLiked(video.id)}`)),
+      { "aria-pressed": `${actions.isLiked(video.id)}` },
+    );
     const verdict = h("p", { class: "verdict", role: "status", hidden: true });
     return [
       h(
@@ -86,9 +116,23 @@ export function detailsDialog(defined, actions) {
     ];
   }
   function seeds(video) {
-    const count = h("select", { class: "compact", "aria-label": "Number of seeds" }, [2, 4, 6, 9, 12, 16].map((each) => h("option", { value: each, selected: each === 4 }, `${each}`)));
+    const count = h(
+      "select",
+      { class: "compact", "aria-label": "Number of seeds" },
+      [2, 4, 6, 9, 12, 16].map((each) => h("option", { value: each, selected: each === 4 }, `${each}`)),
+    );
     count.value = "4";
-    return h("span", { class: "joined" }, h("button", { type: "button", class: "quiet", onclick: () => actions.seeds(video, Number(count.value)) }, icon("grid"), "Seed grid"), count);
+    return h(
+      "span",
+      { class: "joined" },
+      h(
+        "button",
+        { type: "button", class: "quiet", onclick: () => actions.seeds(video, Number(count.value)) },
+        icon("grid"),
+        "Seed grid",
+      ),
+      count,
+    );
   }
   function reuse(order) {
     const { verb, values } = valuesOf(defined, order);
@@ -124,11 +168,17 @@ async function replay(video, button, verdict) {
       },
       new AbortController().signal,
     );
-    if (!isFinal(last) || last.status !== "completed") say(`The replay ended: ${last.error?.message ?? last.status}.`, "different");
+    if (!isFinal(last) || last.status !== "completed")
+      say(`The replay ended: ${last.error?.message ?? last.status}.`, "different");
     else {
       const [one, other] = await Promise.all([recipeOf(video.id), recipeOf(again.id)]);
       const same = one.frames_hash && one.frames_hash === other.frames_hash;
-      say(same ? "Identical: the replay has the same frames to the last bit." : "Different: the replay's frames are not the same. Another machine, version or number of threads can cause this.", same ? "identical" : "different");
+      say(
+        same
+          ? "Identical: the replay has the same frames to the last bit."
+          : "Different: the replay's frames are not the same. Another machine, version or number of threads can cause this.",
+        same ? "identical" : "different",
+      );
     }
   } catch (error) {
     failed(error);
@@ -153,11 +203,27 @@ function summary(video, facts) {
     ["Steps", facts.steps],
     ["Made", ago(video.completed_at ?? video.created_at) + (took ? `, took ${took}` : "")],
   ];
-  return h("div", { class: "stack" }, factList(rows.filter(([, value]) => value)), video.notes?.length ? h("ul", { class: "reasons" }, [...new Set(video.notes)].map((each) => h("li", {}, sentence(each)))) : null);
+  return h(
+    "div",
+    { class: "stack" },
+    factList(rows.filter(([, value]) => value)),
+    video.notes?.length
+      ? h(
+          "ul",
+          { class: "reasons" },
+          [...new Set(video.notes)].map((each) => h("li", {}, sentence(each))),
+        )
+      : null,
+  );
 }
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-const factList = (rows) => h("dl", { class: "facts recipe-facts" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, asText(value))]));
+const factList = (rows) =>
+  h(
+    "dl",
+    { class: "facts recipe-facts" },
+    rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, asText(value))]),
+  );
 
 async function showRecipe(video, place) {
   let recipe;
@@ -167,8 +233,12 @@ async function showRecipe(video, place) {
     return void fill(place, h("p", { class: "muted" }, sentence(error.message)));
   }
   const stages = recipe.stages ?? [recipe];
-  const section = (name, rows, open = false) => (rows.length ? h("details", { class: "group", open }, h("summary", {}, icon("chevron"), name), factList(rows)) : null);
-  const flat = (table) => Object.entries(table ?? {}).filter(([, value]) => value !== null && value !== "" && JSON.stringify(value) !== "{}");
+  const section = (name, rows, open = false) =>
+    rows.length
+      ? h("details", { class: "group", open }, h("summary", {}, icon("chevron"), name), factList(rows))
+      : null;
+  const flat = (table) =>
+    Object.entries(table ?? {}).filter(([, value]) => value !== null && value !== "" && JSON.stringify(value) !== "{}");
   const used = (stage) => flat(stage.request ?? {}).filter(([name]) => name !== "prompt" && name !== "loras");
   return void fill(
     place,
@@ -178,6 +248,9 @@ async function showRecipe(video, place) {
       section(`Weights${stages.length > 1 ? ` (${stage.stage})` : ""}`, hashes(stage.weights)),
     ]),
     section("Inputs", flat(recipe.inputs)),
-    section("Recipe", flat(recipe).filter(([name]) => !["stages", "inputs", "request", "weights"].includes(name))),
+    section(
+      "Recipe",
+      flat(recipe).filter(([name]) => !["stages", "inputs", "request", "weights"].includes(name)),
+    ),
   );
 }

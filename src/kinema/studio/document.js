@@ -90,13 +90,19 @@ export async function openDocument(changed) {
     const medium = media.get(key);
     if (!medium) throw new Error(`the document has no medium ${key}`);
     if (medium.id) {
-      const known = await call("GET", medium.id.startsWith("video_") ? `/v1/videos/${medium.id}` : `/v1/assets/${medium.id}`).catch(() => null);
+      const known = await call(
+        "GET",
+        medium.id.startsWith("video_") ? `/v1/videos/${medium.id}` : `/v1/assets/${medium.id}`,
+      ).catch(() => null);
       if (known) return medium.id;
       if (!medium.blob) throw new Error(`${medium.name} is not there any more; choose it again`);
     }
     if (!waiting.has(key)) {
       const file = new File([medium.blob], medium.name, { type: medium.blob.type });
-      waiting.set(key, upload(file, onProgress).finally(() => waiting.delete(key)));
+      waiting.set(
+        key,
+        upload(file, onProgress).finally(() => waiting.delete(key)),
+      );
     }
     const found = await waiting.get(key);
     const { id, kind, frames, fps, width, height } = found;
@@ -111,7 +117,8 @@ export async function openDocument(changed) {
     const table = { kinema_document: VERSION, request, media: {} };
     if (state.model) table.model = state.model;
     if (Object.keys(state.loras).length) table.loras = state.loras;
-    for (const key of usedIn(request)) table.media[key] = { name: media.get(key)?.name ?? key, asset: await asset(key, onProgress) };
+    for (const key of usedIn(request))
+      table.media[key] = { name: media.get(key)?.name ?? key, asset: await asset(key, onProgress) };
     return table;
   }
 
@@ -141,7 +148,11 @@ export async function openDocument(changed) {
       throw new Error("this is not a document of Kinema that this page can read");
     const names = new Map();
     for (const [key, entry] of Object.entries(table.media ?? {})) {
-      if (entry.asset) names.set(key, add(new Blob([]), `${entry.name}`, { blob: null, id: `${entry.asset}`, ...(await factsOf(entry.asset)) }));
+      if (entry.asset)
+        names.set(
+          key,
+          add(new Blob([]), `${entry.name}`, { blob: null, id: `${entry.asset}`, ...(await factsOf(entry.asset)) }),
+        );
       else if (typeof entry.data === "string") {
         const blob = fromBase64(entry.data, `${entry.name}`);
         if (entry.sha256 !== (await sha256(await blob.arrayBuffer()))) throw new Error(`the medium ${key} is damaged`);
@@ -221,7 +232,8 @@ function prune(request, media) {
 }
 
 function renamed(value, names) {
-  if (typeof value === "string" && value.startsWith("media:")) return `media:${names.get(value.slice(6)) ?? value.slice(6)}`;
+  if (typeof value === "string" && value.startsWith("media:"))
+    return `media:${names.get(value.slice(6)) ?? value.slice(6)}`;
   if (Array.isArray(value)) return value.map((each) => renamed(each, names));
   if (value && typeof value === "object")
     return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, renamed(each, names)]));

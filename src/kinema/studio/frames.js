@@ -26,7 +26,11 @@ export function framesOf(file, arrived) {
       if (!video && !still) {
         if (file.kind === "image") still = await stillOf(file);
         else video = await videoOf(file);
-        if (video) most = Math.max(24, Math.floor(ROOM / (4 * Math.min(SIDE, video.videoWidth) * Math.min(SIDE, video.videoHeight))));
+        if (video)
+          most = Math.max(
+            24,
+            Math.floor(ROOM / (4 * Math.min(SIDE, video.videoWidth) * Math.min(SIDE, video.videoHeight))),
+          );
       }
       while (queue.length && !gone) {
         const seconds = queue.shift();

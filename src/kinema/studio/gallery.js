@@ -35,16 +35,34 @@ function gallery(defined) {
   let first = null;
   let gone = false;
 
-  const search = h("input", { type: "search", placeholder: "Search prompts, models and seeds", "aria-label": "Search", value: filters.text, oninput: () => narrow({ text: search.value }) });
+  const search = h("input", {
+    type: "search",
+    placeholder: "Search prompts, models and seeds",
+    "aria-label": "Search",
+    value: filters.text,
+    oninput: () => narrow({ text: search.value }),
+  });
   const models = select("Model", "model");
   const verbs = select("Verb", "verb");
   const states = select("Status", "status");
-  const liked = h("button", { type: "button", class: "chip", onclick: () => narrow({ liked: !filters.liked }) }, icon("heart"), "Favourites");
+  const liked = h(
+    "button",
+    { type: "button", class: "chip", onclick: () => narrow({ liked: !filters.liked }) },
+    icon("heart"),
+    "Favourites",
+  );
   const summary = h("p", { class: "muted", role: "status" });
   const banner = h("div", { class: "offer", hidden: true });
-  const grids = h("button", { type: "button", class: "quiet small", hidden: true, onclick: () => openGrid() }, icon("grid"), "Last seed grid");
+  const grids = h(
+    "button",
+    { type: "button", class: "quiet small", hidden: true, onclick: () => openGrid() },
+    icon("grid"),
+    "Last seed grid",
+  );
   const empty = h("div", { class: "blank-page", hidden: true });
-  const grid = virtualGrid("Clips", (video) => card(video, actions, { liked: favourites.has(video.id), picked: first?.id === video.id }));
+  const grid = virtualGrid("Clips", (video) =>
+    card(video, actions, { liked: favourites.has(video.id), picked: first?.id === video.id }),
+  );
   const element = h(
     "div",
     { class: "page gallery" },
@@ -70,7 +88,11 @@ function gallery(defined) {
   const actions = { open: (video) => details.open(video), like, pick };
 
   function select(label, name) {
-    return h("select", { class: "compact", "aria-label": label, onchange: (event) => narrow({ [name]: event.target.value }) });
+    return h("select", {
+      class: "compact",
+      "aria-label": label,
+      onchange: (event) => narrow({ [name]: event.target.value }),
+    });
   }
   function narrow(change) {
     Object.assign(filters, change);
@@ -81,7 +103,9 @@ function gallery(defined) {
     const words = filters.text.toLowerCase().split(/\s+/).filter(Boolean);
     return [...videos.values()]
       .filter((video) => !deleted.has(video.id) && isFinal(video))
-      .filter((video) => (filters.status === "clip" ? hasClip(video) : !filters.status || video.status === filters.status))
+      .filter((video) =>
+        filters.status === "clip" ? hasClip(video) : !filters.status || video.status === filters.status,
+      )
       .filter((video) => !filters.model || video.model === filters.model)
       .filter((video) => !filters.verb || verbOf(video) === filters.verb)
       .filter((video) => !filters.liked || favourites.has(video.id))
@@ -89,27 +113,67 @@ function gallery(defined) {
       .sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
   }
   const verbOf = (video) => video.verb ?? video.settled?.task ?? "generate";
-  const haystack = (video) => `${video.prompt} ${video.model} ${verbOf(video)} seed ${video.seed} ${video.id} ${Object.values(video.request?.prompt_spans ?? {}).join(" ")}`.toLowerCase();
+  const haystack = (video) =>
+    `${video.prompt} ${video.model} ${verbOf(video)} seed ${video.seed} ${video.id} ${Object.values(video.request?.prompt_spans ?? {}).join(" ")}`.toLowerCase();
 
   function options(control, all, rows, value) {
     const wanted = JSON.stringify(rows);
     if (control.dataset.rows !== wanted) {
       control.dataset.rows = wanted;
-      fill(control, h("option", { value: "" }, all), rows.map(([each, words]) => h("option", { value: each }, words)));
+      fill(
+        control,
+        h("option", { value: "" }, all),
+        rows.map(([each, words]) => h("option", { value: each }, words)),
+      );
     }
     control.value = value;
   }
   function draw(top = false) {
     const all = [...videos.values()].filter(isFinal);
-    options(models, "All models", [...new Set(all.map((video) => video.model))].sort().map((name) => [name, name]), filters.model);
-    options(verbs, "All verbs", defined.order.map((name) => [name, sentence(name)]), filters.verb);
-    options(states, "All", [["clip", "With a clip"], ...["completed", "cancelled", "failed", "interrupted"].map((name) => [name, STATES[name]])], filters.status);
+    options(
+      models,
+      "All models",
+      [...new Set(all.map((video) => video.model))].sort().map((name) => [name, name]),
+      filters.model,
+    );
+    options(
+      verbs,
+      "All verbs",
+      defined.order.map((name) => [name, sentence(name)]),
+      filters.verb,
+    );
+    options(
+      states,
+      "All",
+      [
+        ["clip", "With a clip"],
+        ...["completed", "cancelled", "failed", "interrupted"].map((name) => [name, STATES[name]]),
+      ],
+      filters.status,
+    );
     liked.setAttribute("aria-pressed", `${filters.liked}`);
     const shown = listed();
     grid.show(shown, top);
-    summary.textContent = shown.length === all.length ? counted(shown.length, "clip") : `${shown.length} of ${counted(all.length, "clip")}`;
+    summary.textContent =
+      shown.length === all.length ? counted(shown.length, "clip") : `${shown.length} of ${counted(all.length, "clip")}`;
     empty.hidden = shown.length > 0;
-    if (!shown.length) fill(empty, icon("gallery"), all.length ? h("p", {}, "No clip is like this.") : h("p", {}, "Clips appear here when they are finished."), all.length ? h("button", { type: "button", class: "quiet", onclick: () => narrow({ text: (search.value = ""), model: "", verb: "", status: "clip", liked: false }) }, "Show all") : h("a", { href: "#make", class: "button" }, "Make a clip"));
+    if (!shown.length)
+      fill(
+        empty,
+        icon("gallery"),
+        all.length ? h("p", {}, "No clip is like this.") : h("p", {}, "Clips appear here when they are finished."),
+        all.length
+          ? h(
+              "button",
+              {
+                type: "button",
+                class: "quiet",
+                onclick: () => narrow({ text: (search.value = ""), model: "", verb: "", status: "clip", liked: false }),
+              },
+              "Show all",
+            )
+          : h("a", { href: "#make", class: "button" }, "Make a clip"),
+      );
     grids.hidden = !remembered("seedgrid")?.length;
   }
 
@@ -137,7 +201,12 @@ function gallery(defined) {
       announce("Choose the clip to compare it with");
     }
     banner.hidden = !first;
-    if (first) fill(banner, h("p", {}, "Choose the clip to compare with ", h("strong", {}, `“${first.prompt || first.id}”`), "."), h("button", { type: "button", class: "quiet small", onclick: () => pick(first) }, "Cancel"));
+    if (first)
+      fill(
+        banner,
+        h("p", {}, "Choose the clip to compare with ", h("strong", {}, `“${first.prompt || first.id}”`), "."),
+        h("button", { type: "button", class: "quiet small", onclick: () => pick(first) }, "Cancel"),
+      );
     grid.redraw();
   }
   function remove(video) {
@@ -175,7 +244,8 @@ function gallery(defined) {
     const found = [];
     const seeds = crypto.getRandomValues(new Uint32Array(count));
     try {
-      for (const each of seeds) found.push((await call("POST", "/v1/videos", { model: video.model, request: { ...request, seed: each } })).id);
+      for (const each of seeds)
+        found.push((await call("POST", "/v1/videos", { model: video.model, request: { ...request, seed: each } })).id);
     } catch (error) {
       failed(error);
     }
@@ -185,7 +255,12 @@ function gallery(defined) {
     details.close();
     openGrid();
   }
-  const openGrid = () => seedGrid(element, remembered("seedgrid", []), { open: (video) => details.open(video), like, isLiked: (id) => favourites.has(id) });
+  const openGrid = () =>
+    seedGrid(element, remembered("seedgrid", []), {
+      open: (video) => details.open(video),
+      like,
+      isLiked: (id) => favourites.has(id),
+    });
 
   // ------------------------------------------------------------------------------- loading
 
@@ -230,4 +305,3 @@ function gallery(defined) {
     },
   };
 }
-

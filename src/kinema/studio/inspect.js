@@ -91,7 +91,9 @@ export function inspector({ doc, selected, count, setSpan, removeSpan, takes, so
         h("span", { class: "file-name muted", title: clip.name }, clip.name),
         h("button", { type: "button", class: "quiet small", onclick: choose }, icon("image"), "Replace"),
         iconButton("close", "Remove the clip", () =>
-          doc.change((request) => Object.assign(request, { video: null, start: null, end: null, masks: null }), { what: "all" }),
+          doc.change((request) => Object.assign(request, { video: null, start: null, end: null, masks: null }), {
+            what: "all",
+          }),
         ),
       ),
       trims ? trim.element : null,

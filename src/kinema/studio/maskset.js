@@ -18,10 +18,13 @@ export function masksOf({ doc, defined, size, redraw, ready }) {
     if (!key) return null;
     if (!canvases.has(key)) {
       canvases.set(key, null);
-      doc.blobOf(key).then(async (blob) => {
-        canvases.set(key, await maskCanvas(blob, ...bounded()));
-        redraw();
-      }, () => {});
+      doc.blobOf(key).then(
+        async (blob) => {
+          canvases.set(key, await maskCanvas(blob, ...bounded()));
+          redraw();
+        },
+        () => {},
+      );
     }
     return canvases.get(key);
   }
@@ -44,7 +47,20 @@ export function masksOf({ doc, defined, size, redraw, ready }) {
 
   async function refresh() {
     const { task, masks, video, start, end, frames, fps, width, height, fit } = doc.request;
-    const now = JSON.stringify([task, masks, video, start, end, frames, fps, width, height, fit, doc.state.model, size()]);
+    const now = JSON.stringify([
+      task,
+      masks,
+      video,
+      start,
+      end,
+      frames,
+      fps,
+      width,
+      height,
+      fit,
+      doc.state.model,
+      size(),
+    ]);
     if (now === state) return;
     state = now;
     newest += 1;
@@ -56,7 +72,11 @@ export function masksOf({ doc, defined, size, redraw, ready }) {
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
     if (mine !== newest) return undefined;
     try {
-      const found = await carriedMasks(await call("POST", "/v1/masks", { document: await doc.forService(defined, { prompt: doc.request.prompt || "clip" }) }));
+      const found = await carriedMasks(
+        await call("POST", "/v1/masks", {
+          document: await doc.forService(defined, { prompt: doc.request.prompt || "clip" }),
+        }),
+      );
       if (mine !== newest) return undefined;
       memo.clear();
       carried = carriedAt(found);
@@ -69,7 +89,9 @@ export function masksOf({ doc, defined, size, redraw, ready }) {
   async function begin(frame) {
     const canvas = await maskCanvas(null, ...bounded());
     const key = keyAt(frame);
-    const from = key ? (canvases.get(key) ?? (await maskCanvas(await doc.blobOf(key), ...bounded()))) : carried?.(frame);
+    const from = key
+      ? (canvases.get(key) ?? (await maskCanvas(await doc.blobOf(key), ...bounded())))
+      : carried?.(frame);
     if (from) {
       const context = canvas.getContext("2d");
       context.imageSmoothingEnabled = false;

@@ -20,7 +20,9 @@ export async function maskCanvas(blob, width, height) {
 /** Paint a line of discs of a radius from one point to another, without soft edges: every pixel is in or out. */
 export function stroke(canvas, from, to, radius, on) {
   const context = canvas.getContext("2d");
-  const [left, top] = [Math.min(from.x, to.x) - radius, Math.min(from.y, to.y) - radius].map((each) => Math.max(0, Math.floor(each)));
+  const [left, top] = [Math.min(from.x, to.x) - radius, Math.min(from.y, to.y) - radius].map((each) =>
+    Math.max(0, Math.floor(each)),
+  );
   const right = Math.min(canvas.width, Math.ceil(Math.max(from.x, to.x) + radius + 1));
   const bottom = Math.min(canvas.height, Math.ceil(Math.max(from.y, to.y) + radius + 1));
   if (right <= left || bottom <= top) return;

@@ -33,9 +33,12 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
     }
     return stills.get(key);
   }
-  const keyframe = (frame) => (takes("keyframes") && doc.request.keyframes?.[frame] ? still(doc.request.keyframes[frame].slice(6)) : null);
+  const keyframe = (frame) =>
+    takes("keyframes") && doc.request.keyframes?.[frame] ? still(doc.request.keyframes[frame].slice(6)) : null;
   const seconds = (frame) => startOf() / (source()?.fps || fps()) + (frame + 0.5) / fps();
-  const beyond = (frame) => frame >= (source()?.frames ? Math.ceil(((source().frames - startOf()) / (source().fps || fps())) * fps()) : Infinity);
+  const beyond = (frame) =>
+    frame >=
+    (source()?.frames ? Math.ceil(((source().frames - startOf()) / (source().fps || fps())) * fps()) : Infinity);
 
   function refresh() {
     const key = doc.request.video?.slice(6) ?? null;
@@ -46,7 +49,11 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
     if (source() && !clip) clip = { key, frames: framesOf(fileOf(key), () => redraw()) };
     if (clip) {
       const shown = Math.min(count(), 48);
-      clip.frames.want(...Array.from({ length: shown }, (_, at) => seconds(Math.floor((at * count()) / shown))).filter((_, at) => !beyond(Math.floor((at * count()) / shown))));
+      clip.frames.want(
+        ...Array.from({ length: shown }, (_, at) => seconds(Math.floor((at * count()) / shown))).filter(
+          (_, at) => !beyond(Math.floor((at * count()) / shown)),
+        ),
+      );
     }
   }
   function picture(frame) {
@@ -54,16 +61,27 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
       if (preview) return preview[Math.min(preview.length - 1, Math.floor((frame * preview.length) / count()))];
       return result?.frames.get((frame + 0.5) / result.fps) ?? (want(frame), null);
     }
-    return keyframe(frame) ?? (clip && !beyond(frame) ? (clip.frames.get(seconds(frame)) ?? (want(frame), null)) : null);
+    return (
+      keyframe(frame) ?? (clip && !beyond(frame) ? (clip.frames.get(seconds(frame)) ?? (want(frame), null)) : null)
+    );
   }
   function want(frame) {
-    if (showing === "result") result?.frames.want(...[0, 1, 2, 3].map((by) => (Math.min(frame + by, result.count - 1) + 0.5) / result.fps));
-    else if (clip) clip.frames.want(...[0, 1, 2, 3, -1].map((by) => frame + by).filter((at) => at >= 0 && at < count() && !beyond(at)).map(seconds));
+    if (showing === "result")
+      result?.frames.want(...[0, 1, 2, 3].map((by) => (Math.min(frame + by, result.count - 1) + 0.5) / result.fps));
+    else if (clip)
+      clip.frames.want(
+        ...[0, 1, 2, 3, -1]
+          .map((by) => frame + by)
+          .filter((at) => at >= 0 && at < count() && !beyond(at))
+          .map(seconds),
+      );
   }
   function ghosts(frame) {
     if (!onion) return [];
     if (showing === "inputs" && !clip && takes("keyframes")) {
-      const at = Object.keys(doc.request.keyframes ?? {}).map(Number).sort((a, b) => a - b);
+      const at = Object.keys(doc.request.keyframes ?? {})
+        .map(Number)
+        .sort((a, b) => a - b);
       const [before, after] = [at.filter((each) => each < frame).at(-1), at.find((each) => each > frame)];
       return [before, after].flatMap((each) => (each !== undefined && keyframe(each) ? [[keyframe(each), 0.4]] : []));
     }
@@ -91,8 +109,16 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
     result(video) {
       result?.frames.destroy();
       preview = null;
-      result = video ? { fps: video.fps, count: video.frames, id: video.id, frames: framesOf({ id: video.id, kind: "video" }, () => redraw()) } : null;
-      if (result) result.frames.want(...Array.from({ length: Math.min(64, result.count) }, (_, at) => (at + 0.5) / result.fps));
+      result = video
+        ? {
+            fps: video.fps,
+            count: video.frames,
+            id: video.id,
+            frames: framesOf({ id: video.id, kind: "video" }, () => redraw()),
+          }
+        : null;
+      if (result)
+        result.frames.want(...Array.from({ length: Math.min(64, result.count) }, (_, at) => (at + 0.5) / result.fps));
       showing = result ? "result" : "inputs";
       redraw();
     },
@@ -109,7 +135,15 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
         const small = document.createElement("canvas");
         small.width = small.height = 48;
         const scale = 48 / Math.min(canvas.width, canvas.height);
-        small.getContext("2d").drawImage(canvas, (48 - canvas.width * scale) / 2, (48 - canvas.height * scale) / 2, canvas.width * scale, canvas.height * scale);
+        small
+          .getContext("2d")
+          .drawImage(
+            canvas,
+            (48 - canvas.width * scale) / 2,
+            (48 - canvas.height * scale) / 2,
+            canvas.width * scale,
+            canvas.height * scale,
+          );
         place.replaceChildren(small);
       };
       const known = still(key);

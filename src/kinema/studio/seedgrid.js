@@ -11,7 +11,18 @@ import { hasClip, thumbnail } from "./thumb.js";
 export function seedGrid(host, ids, actions) {
   const cells = h("ul", { class: "seed-cells", "aria-label": "Seeds" });
   const words = h("p", { class: "muted", role: "status" });
-  const element = h("dialog", { class: "details seeds", "aria-labelledby": "seeds-title" }, h("div", { class: "details-head" }, h("h2", { id: "seeds-title" }, "Seed grid"), words, iconButton("close", "Close", () => element.close())), cells);
+  const element = h(
+    "dialog",
+    { class: "details seeds", "aria-labelledby": "seeds-title" },
+    h(
+      "div",
+      { class: "details-head" },
+      h("h2", { id: "seeds-title" }, "Seed grid"),
+      words,
+      iconButton("close", "Close", () => element.close()),
+    ),
+    cells,
+  );
   const known = new Map();
   const drawn = new Map();
   cells.style.setProperty("--across", Math.ceil(Math.sqrt(ids.length)));
@@ -19,16 +30,48 @@ export function seedGrid(host, ids, actions) {
   function cell(video) {
     const place = h("span", { class: "seed-picture" }, thumbnail(video));
     if (hasClip(video)) {
-      const clip = h("video", { muted: true, loop: true, playsInline: true, autoplay: !matchMedia("(prefers-reduced-motion: reduce)").matches, preload: "auto", tabIndex: -1, "aria-hidden": "true", class: (video.settled?.width ?? 999) <= 200 ? "sharp" : "" });
-      media(contentPath(video.id)).then((url) => (clip.src = url), () => {});
+      const clip = h("video", {
+        muted: true,
+        loop: true,
+        playsInline: true,
+        autoplay: !matchMedia("(prefers-reduced-motion: reduce)").matches,
+        preload: "auto",
+        tabIndex: -1,
+        "aria-hidden": "true",
+        class: (video.settled?.width ?? 999) <= 200 ? "sharp" : "",
+      });
+      media(contentPath(video.id)).then(
+        (url) => (clip.src = url),
+        () => {},
+      );
       fill(place, clip);
     }
     const seed = video.seed ?? video.settled?.seed;
     return h(
       "li",
       { class: "seed-cell", dataset: { seed } },
-      h("button", { type: "button", class: "card-open", disabled: !isFinal(video), onclick: () => (element.close(), actions.open(video)), "aria-label": `Seed ${seed}, ${STATES[video.status]}` }, place, h("span", { class: "muted" }, `seed ${seed}`)),
-      isFinal(video) && iconButton("heart", `Favourite: seed ${seed}`, (event) => (actions.like(video), event.currentTarget.setAttribute("aria-pressed", `${actions.isLiked(video.id)}`)), { "aria-pressed": `${actions.isLiked(video.id)}` }),
+      h(
+        "button",
+        {
+          type: "button",
+          class: "card-open",
+          disabled: !isFinal(video),
+          onclick: () => (element.close(), actions.open(video)),
+          "aria-label": `Seed ${seed}, ${STATES[video.status]}`,
+        },
+        place,
+        h("span", { class: "muted" }, `seed ${seed}`),
+      ),
+      isFinal(video) &&
+        iconButton(
+          "heart",
+          `Favourite: seed ${seed}`,
+          (event) => (
+            actions.like(video),
+            event.currentTarget.setAttribute("aria-pressed", `${actions.isLiked(video.id)}`)
+          ),
+          { "aria-pressed": `${actions.isLiked(video.id)}` },
+        ),
     );
   }
   function draw() {
@@ -55,8 +98,10 @@ export function seedGrid(host, ids, actions) {
   });
   host.append(element);
   element.showModal();
-  Promise.all(ids.filter((id) => !known.has(id)).map((id) => call("GET", `/v1/videos/${id}`).catch(() => null))).then((found) => {
-    for (const each of found.filter(Boolean)) if (!known.has(each.id)) known.set(each.id, each);
-    draw();
-  });
+  Promise.all(ids.filter((id) => !known.has(id)).map((id) => call("GET", `/v1/videos/${id}`).catch(() => null))).then(
+    (found) => {
+      for (const each of found.filter(Boolean)) if (!known.has(each.id)) known.set(each.id, each);
+      draw();
+    },
+  );
 }

@@ -16,7 +16,17 @@ export function sidePanel({ doc, defined, rows, model, setVerb }) {
     defined.order.map((name) => h("option", { value: name }, sentence(name))),
   );
   const place = h("div", { class: "side-form" });
-  const element = h("div", { class: "stack" }, h("div", { class: "side-verb" }, h("label", { class: "field-label", htmlFor: "timeline-verb" }, "What to do"), chosen), place);
+  const element = h(
+    "div",
+    { class: "stack" },
+    h(
+      "div",
+      { class: "side-verb" },
+      h("label", { class: "field-label", htmlFor: "timeline-verb" }, "What to do"),
+      chosen,
+    ),
+    place,
+  );
   const own = without(defined);
   let values = {};
 
@@ -26,7 +36,9 @@ export function sidePanel({ doc, defined, rows, model, setVerb }) {
     doc.change(
       (request, whole) => {
         const kept = Object.fromEntries(Object.entries(request).filter(([key]) => OWNED.has(key)));
-        const extra = Object.fromEntries(Object.entries(request.extra ?? {}).filter(([key]) => OF_TRACKS_IN_EXTRA.includes(key)));
+        const extra = Object.fromEntries(
+          Object.entries(request.extra ?? {}).filter(([key]) => OF_TRACKS_IN_EXTRA.includes(key)),
+        );
         const { loras, ...next } = order.request;
         whole.model = order.model;
         whole.loras = loras ?? {};
@@ -55,7 +67,13 @@ function without({ fields, verbs, order }) {
   const left = (names) => names.filter((name) => !OWNED.has(name));
   const narrowed = [...verbs].map(([name, verb]) => [
     name,
-    { ...verb, first: left(verb.first), groups: verb.groups.map((group) => ({ ...group, fields: left(group.fields) })).filter((group) => group.fields.length) },
+    {
+      ...verb,
+      first: left(verb.first),
+      groups: verb.groups
+        .map((group) => ({ ...group, fields: left(group.fields) }))
+        .filter((group) => group.fields.length),
+    },
   ]);
   return { fields, order, verbs: new Map(narrowed) };
 }

@@ -88,7 +88,12 @@ export function stage(context) {
     cursor = spot;
     ring.hidden = !pen();
     const side = brush * Math.min(canvas.clientWidth, canvas.clientHeight);
-    Object.assign(ring.style, { width: `${side}px`, height: `${side}px`, left: `${spot.x * 100}%`, top: `${spot.y * 100}%` });
+    Object.assign(ring.style, {
+      width: `${side}px`,
+      height: `${side}px`,
+      left: `${spot.x * 100}%`,
+      top: `${spot.y * 100}%`,
+    });
   }
   function begin(spot) {
     const frame = context.frame();

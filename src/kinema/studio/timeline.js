@@ -55,14 +55,29 @@ function timeline(doc, defined, rows, signal) {
   const startOf = () => Number(/^(\d+)f$/.exec(doc.request.start ?? "")?.[1] ?? 0);
   const endOf = () => Number(/^(\d+)f$/.exec(doc.request.end ?? "")?.[1] ?? source()?.frames ?? 0);
   const fps = () => plan?.fps ?? doc.request.fps ?? source()?.fps ?? defaultsOf(model()).fps ?? 8;
-  const count = () => Math.max(1, plan?.frames ?? doc.request.frames ?? (source() ? Math.max(1, endOf() - startOf()) : (defaultsOf(model()).frames ?? 16)));
+  const count = () =>
+    Math.max(
+      1,
+      plan?.frames ??
+        doc.request.frames ??
+        (source() ? Math.max(1, endOf() - startOf()) : (defaultsOf(model()).frames ?? 16)),
+    );
   const size = () => {
     const own = defaultsOf(model());
-    return [plan?.width ?? doc.request.width ?? own.width ?? 512, plan?.height ?? doc.request.height ?? own.height ?? 512];
+    return [
+      plan?.width ?? doc.request.width ?? own.width ?? 512,
+      plan?.height ?? doc.request.height ?? own.height ?? 512,
+    ];
   };
 
   const images = pictures({ doc, source, startOf, fps, count, redraw: () => redraw(), takes });
-  const masks = masksOf({ doc, defined, size, redraw: () => redraw(), ready: () => takes("masks") && Boolean(source()) });
+  const masks = masksOf({
+    doc,
+    defined,
+    size,
+    redraw: () => redraw(),
+    ready: () => takes("masks") && Boolean(source()),
+  });
   const canPaint = () => takes("masks") && Boolean(source());
   const big = stage({
     frame: () => frame,
@@ -79,7 +94,8 @@ function timeline(doc, defined, rows, signal) {
       if (had) toast("The masks take the place of the region.", { action: { label: "Undo", run: doc.undo } });
     },
     region: () => (takes("region") && images.showing() === "inputs" ? (doc.request.region ?? null) : null),
-    setRegion: (box, merge) => doc.change((request) => ((request.region = box), delete request.mask, delete request.masks), { merge }),
+    setRegion: (box, merge) =>
+      doc.change((request) => ((request.region = box), delete request.mask, delete request.masks), { merge }),
     empty: emptyWords,
   });
   const rail = tracks({
@@ -87,7 +103,11 @@ function timeline(doc, defined, rows, signal) {
     count,
     fps,
     go,
-    lanes: () => Object.keys(TRACKS).filter((name) => (takes(TRACKS[name]) || (name === "keyframes" && verb() === "generate")) && (name !== "clip" || source())),
+    lanes: () =>
+      Object.keys(TRACKS).filter(
+        (name) =>
+          (takes(TRACKS[name]) || (name === "keyframes" && verb() === "generate")) && (name !== "clip" || source()),
+      ),
     keyframes: () => Object.entries(doc.request.keyframes ?? {}).map(([at, value]) => [Number(at), value.slice(6)]),
     masks: () => Object.keys(doc.request.masks ?? {}).map(Number),
     spans: () => Object.entries(doc.request.prompt_spans ?? {}),
@@ -108,10 +128,32 @@ function timeline(doc, defined, rows, signal) {
     select: (key) => ((selected = key), details.draw()),
     edit: (key) => ((selected = key), details.draw(), details.focus()),
   });
-  const details = inspector({ doc, selected: () => selected, count, setSpan, removeSpan, takes, source, choose: chooseSource });
+  const details = inspector({
+    doc,
+    selected: () => selected,
+    count,
+    setSpan,
+    removeSpan,
+    takes,
+    source,
+    choose: chooseSource,
+  });
   const side = sidePanel({ doc, defined, rows, model, setVerb, switchable: true });
   const job = jobPanel({ doc, defined, images, verb, forgetPlan: () => (plan = null), needed });
-  const bar = transport({ frame: () => frame, count, fps, go, images, canPaint, stage: big, doc, masks, takes, paint: readyToPaint, signal });
+  const bar = transport({
+    frame: () => frame,
+    count,
+    fps,
+    go,
+    images,
+    canPaint,
+    stage: big,
+    doc,
+    masks,
+    takes,
+    paint: readyToPaint,
+    signal,
+  });
   const files = h("input", { type: "file", class: "visually-hidden", tabIndex: -1, "aria-hidden": "true" });
   let chosen = null;
   files.addEventListener("change", () => {
@@ -129,7 +171,12 @@ function timeline(doc, defined, rows, signal) {
     redo,
     h("span", { class: "spacer" }),
     h("button", { type: "button", class: "quiet small", onclick: clear }, icon("file"), "New"),
-    h("button", { type: "button", class: "quiet small", onclick: () => choose(`${SUFFIX},application/json`, openFile) }, icon("folder"), "Open"),
+    h(
+      "button",
+      { type: "button", class: "quiet small", onclick: () => choose(`${SUFFIX},application/json`, openFile) },
+      icon("folder"),
+      "Open",
+    ),
     h("button", { type: "button", class: "quiet small", onclick: save }, icon("down"), "Save"),
     h("button", { type: "button", class: "quiet small", onclick: chooseSource }, icon("image"), "Add a clip or image"),
   );
@@ -137,7 +184,12 @@ function timeline(doc, defined, rows, signal) {
     "div",
     { class: "timeline" },
     head,
-    h("div", { class: "timeline-main" }, h("div", { class: "timeline-look" }, big.element, bar.element), h("div", { class: "timeline-side panel" }, side.element, job.element)),
+    h(
+      "div",
+      { class: "timeline-main" },
+      h("div", { class: "timeline-look" }, big.element, bar.element),
+      h("div", { class: "timeline-side panel" }, side.element, job.element),
+    ),
     rail.element,
     details.element,
     files,
@@ -181,7 +233,9 @@ function timeline(doc, defined, rows, signal) {
     job.say(missing);
     if (missing && missing !== NO_PROMPT) return;
     try {
-      const found = await call("POST", "/v1/videos/plan", { document: await doc.forService(defined, missing ? { prompt: "clip" } : {}) });
+      const found = await call("POST", "/v1/videos/plan", {
+        document: await doc.forService(defined, missing ? { prompt: "clip" } : {}),
+      });
       if (mine !== queued || signal.aborted) return;
       plan = found;
       if (!missing) job.plan(found);
@@ -194,9 +248,12 @@ function timeline(doc, defined, rows, signal) {
   const NO_PROMPT = "Describe the clip.";
   function needed() {
     const { request } = doc;
-    if (takes("video") && !request.video && !(verb() === "interpolate" && request.image)) return `Add a clip to ${verb()}.`;
-    if (verb() === "inpaint" && !request.region && !request.masks && !request.mask) return "Paint a mask on a frame, or draw a region.";
-    if (verb() === "animate" && !request.keyframes && !request.image && !request.image_model && !request.last_image) return "Add an image as a keyframe.";
+    if (takes("video") && !request.video && !(verb() === "interpolate" && request.image))
+      return `Add a clip to ${verb()}.`;
+    if (verb() === "inpaint" && !request.region && !request.masks && !request.mask)
+      return "Paint a mask on a frame, or draw a region.";
+    if (verb() === "animate" && !request.keyframes && !request.image && !request.image_model && !request.last_image)
+      return "Add an image as a keyframe.";
     const silent = ["interpolate", "upscale"].includes(verb()) || model()?.defaults?.takes_prompt === false;
     return silent || request.prompt || request.prompt_spans ? "" : NO_PROMPT;
   }
@@ -243,7 +300,10 @@ function timeline(doc, defined, rows, signal) {
   }
   async function takeFile(file, at = frame) {
     if (file.name.endsWith(".json")) return openFile(file);
-    if (!isMedia(file)) return toast(`${file.name} is no image or clip; expected a file such as .png, .jpg, .gif or .mp4`, { error: true });
+    if (!isMedia(file))
+      return toast(`${file.name} is no image or clip; expected a file such as .png, .jpg, .gif or .mp4`, {
+        error: true,
+      });
     const done = toast(`Reading ${file.name}…`, { stays: 600_000 });
     try {
       const key = doc.add(file, file.name || "pasted.png");
@@ -280,7 +340,12 @@ function timeline(doc, defined, rows, signal) {
       await doc.load(JSON.parse(await file.text()));
       toast(`Opened ${file.name}.`, { action: { label: "Undo", run: doc.undo } });
     } catch (error) {
-      toast(error instanceof SyntaxError ? `${file.name} is no document of Kinema (it is not JSON)` : sentence(error.message), { error: true });
+      toast(
+        error instanceof SyntaxError
+          ? `${file.name} is no document of Kinema (it is not JSON)`
+          : sentence(error.message),
+        { error: true },
+      );
     }
   }
   async function openVideo(id) {
@@ -295,8 +360,16 @@ function timeline(doc, defined, rows, signal) {
   async function save() {
     try {
       const text = await doc.text(defined);
-      const name = (doc.request.prompt || "clip").toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "clip";
-      const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "application/json" })), download: `${name}${SUFFIX}` });
+      const name =
+        (doc.request.prompt || "clip")
+          .toLowerCase()
+          .replace(/[^\p{L}\p{N}]+/gu, "-")
+          .replace(/^-|-$/g, "")
+          .slice(0, 60) || "clip";
+      const link = h("a", {
+        href: URL.createObjectURL(new Blob([text], { type: "application/json" })),
+        download: `${name}${SUFFIX}`,
+      });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
     } catch (error) {
@@ -327,7 +400,9 @@ function timeline(doc, defined, rows, signal) {
     (event) => {
       const key = event.key.toLowerCase();
       const control = event.ctrlKey || event.metaKey;
-      const typing = event.target.closest?.("input:not([type=range], [type=checkbox], [type=radio]), textarea, select, dialog");
+      const typing = event.target.closest?.(
+        "input:not([type=range], [type=checkbox], [type=radio]), textarea, select, dialog",
+      );
       if (control && key === "enter") job.generate();
       else if (typing) return;
       else if (control && key === "z") (event.shiftKey ? doc.redo : doc.undo)();
@@ -349,4 +424,3 @@ function timeline(doc, defined, rows, signal) {
     },
   };
 }
-

@@ -17,7 +17,14 @@ export function jobPanel({ doc, defined, images, verb, needed }) {
   const cancel = h("button", { type: "button", class: "quiet small", onclick: end }, "Cancel");
   const running = h("div", { class: "stack", hidden: true }, h("div", { class: "progress-row" }, phase, cancel), bar);
   const problem = h("p", { class: "error-box", role: "alert", hidden: true });
-  const element = h("div", { class: "timeline-job" }, words, problem, h("div", { class: "submit-row" }, button, h("span", { class: "muted keys" }, "Ctrl + Enter")), running);
+  const element = h(
+    "div",
+    { class: "timeline-job" },
+    words,
+    problem,
+    h("div", { class: "submit-row" }, button, h("span", { class: "muted keys" }, "Ctrl + Enter")),
+    running,
+  );
   let stop = new AbortController();
   let watched = null;
 
@@ -67,12 +74,15 @@ export function jobPanel({ doc, defined, images, verb, needed }) {
     phase.textContent = "Waiting";
     element.dataset.video = video.id;
     delete element.dataset.done;
-    follow(video.id, (kind, data) => !signal.aborted && hear(kind, data), signal).catch((error) => signal.aborted || say(sentence(error.message), true));
+    follow(video.id, (kind, data) => !signal.aborted && hear(kind, data), signal).catch(
+      (error) => signal.aborted || say(sentence(error.message), true),
+    );
   }
   function hear(kind, data) {
     if (Number.isFinite(data.progress)) bar.value = Math.max(bar.value, data.progress);
     if (kind === "phase") phase.textContent = PHASES[data.name] ?? sentence(data.name);
-    else if (kind === "step") phase.textContent = `Step ${data.index} of ${data.total}${data.eta ? `, ${duration(data.eta)} left` : ""}`;
+    else if (kind === "step")
+      phase.textContent = `Step ${data.index} of ${data.total}${data.eta ? `, ${duration(data.eta)} left` : ""}`;
     else if (kind === "preview") showPreview(data).catch(() => {});
     else if (kind === "status") {
       watched = { ...watched, ...data };
@@ -86,7 +96,9 @@ export function jobPanel({ doc, defined, images, verb, needed }) {
     const blob = new Blob([bytes], { type: mime ?? "image/png" });
     const strip = await createImageBitmap(blob);
     const width = strip.width / frames;
-    const parts = await Promise.all(Array.from({ length: frames }, (_, at) => createImageBitmap(strip, at * width, 0, width, strip.height)));
+    const parts = await Promise.all(
+      Array.from({ length: frames }, (_, at) => createImageBitmap(strip, at * width, 0, width, strip.height)),
+    );
     strip.close();
     if (watched && !isFinal(watched)) images.preview(parts);
     else parts.forEach((each) => each.close());
@@ -113,7 +125,9 @@ export function jobPanel({ doc, defined, images, verb, needed }) {
     const id = doc.state.editor.video;
     await null; // the view is not complete yet
     if (!id) return;
-    const video = current.videos.find((each) => each.id === id) ?? (await call("GET", `/v1/videos/${encodeURIComponent(id)}`).catch(() => null));
+    const video =
+      current.videos.find((each) => each.id === id) ??
+      (await call("GET", `/v1/videos/${encodeURIComponent(id)}`).catch(() => null));
     if (!video) return;
     if (!isFinal(video)) watch(video);
     else if (video.status === "completed") {

@@ -23,7 +23,22 @@ export function tracks(context) {
     "aria-label": "Frame shown",
     "aria-valuemin": 1,
   });
-  const scroll = h("div", { class: "tracks-scroll" }, h("div", { class: "tracks-inner" }, h("div", { class: "ruler-row" }, h("span", { class: "lane-label" }), h("div", { class: "lane-body" }, ruler, knob)), lanes, head));
+  const scroll = h(
+    "div",
+    { class: "tracks-scroll" },
+    h(
+      "div",
+      { class: "tracks-inner" },
+      h(
+        "div",
+        { class: "ruler-row" },
+        h("span", { class: "lane-label" }),
+        h("div", { class: "lane-body" }, ruler, knob),
+      ),
+      lanes,
+      head,
+    ),
+  );
   const element = h("section", { class: "tracks panel", "aria-label": "Tracks" }, scroll);
   let drag = null;
   let drawn = "";
@@ -39,16 +54,31 @@ export function tracks(context) {
 
   function lane(name, label, help, add, items) {
     const body = h("div", { class: `lane-body lane-${name}`, dataset: { lane: name } }, items);
-    return h("div", { class: "lane" }, h("div", { class: "lane-label" }, h("span", {}, label), add), body, help && !items.flat().length && h("span", { class: "lane-hint muted" }, help));
+    return h(
+      "div",
+      { class: "lane" },
+      h("div", { class: "lane-label" }, h("span", {}, label), add),
+      body,
+      help && !items.flat().length && h("span", { class: "lane-hint muted" }, help),
+    );
   }
   const plus = (label, onclick) =>
-    h("button", { type: "button", class: "icon-button lane-add", "aria-label": label, title: label, onclick }, icon("plus"));
+    h(
+      "button",
+      { type: "button", class: "icon-button lane-add", "aria-label": label, title: label, onclick },
+      icon("plus"),
+    );
 
   function clipLane() {
     const count = context.count();
     const shown = Math.min(count, 48);
     const cells = Array.from({ length: shown }, (_, at) => {
-      const canvas = h("canvas", { class: "strip-cell", width: 64, height: 40, dataset: { frame: Math.floor((at * count) / shown) } });
+      const canvas = h("canvas", {
+        class: "strip-cell",
+        width: 64,
+        height: 40,
+        dataset: { frame: Math.floor((at * count) / shown) },
+      });
       Object.assign(canvas.style, { left: `${(at / shown) * 100}%`, width: `${100 / shown}%` });
       return canvas;
     });
@@ -63,7 +93,13 @@ export function tracks(context) {
         remove: () => context.removeKeyframe(frame),
       });
     });
-    return lane("keyframes", "Keyframes", "Drop or paste images here: each becomes a frame of the clip", plus("Add an image at this frame", () => context.chooseImage(context.frame())), items);
+    return lane(
+      "keyframes",
+      "Keyframes",
+      "Drop or paste images here: each becomes a frame of the clip",
+      plus("Add an image at this frame", () => context.chooseImage(context.frame())),
+      items,
+    );
   }
   function maskLane() {
     const painted = context.masks();
@@ -73,7 +109,9 @@ export function tracks(context) {
         remove: () => context.removeMask(frame),
       }),
     );
-    const bar = painted.length ? h("div", { class: "mask-bar", title: "Carried by optical flow to the other frames" }) : null;
+    const bar = painted.length
+      ? h("div", { class: "mask-bar", title: "Carried by optical flow to the other frames" })
+      : null;
     return lane("masks", "Masks", "Choose the brush and paint over a frame", null, bar ? [bar, ...items] : items);
   }
   function promptLane() {
@@ -98,13 +136,25 @@ export function tracks(context) {
       Object.assign(block.style, { left: left(first), width: `${(last - first + 1) * step() * 100}%` });
       return block;
     });
-    return lane("prompts", "Prompts", context.prompt() ? "The prompt applies to all frames" : "Add prompts for parts of the clip", plus("Add a prompt at this frame", () => context.addSpan(context.frame())), items);
+    return lane(
+      "prompts",
+      "Prompts",
+      context.prompt() ? "The prompt applies to all frames" : "Add prompts for parts of the clip",
+      plus("Add a prompt at this frame", () => context.addSpan(context.frame())),
+      items,
+    );
   }
   /** A thing at one frame: dragged, or moved with arrows; Delete removes it, Enter shows its frame. */
   function marker(kind, frame, label, inside, { move, remove }) {
     const button = h(
       "button",
-      { type: "button", class: `marker ${kind}`, "aria-label": `${label}; arrows move it, Delete removes it`, dataset: { frame, kind }, onclick: () => context.go(frame) },
+      {
+        type: "button",
+        class: `marker ${kind}`,
+        "aria-label": `${label}; arrows move it, Delete removes it`,
+        dataset: { frame, kind },
+        onclick: () => context.go(frame),
+      },
       inside,
     );
     button.style.left = `calc(${left(frame)} + ${step() * 50}%)`;
@@ -151,7 +201,10 @@ export function tracks(context) {
       drag.mark.style.left = `calc(${left(drag.to)} + ${step() * 50}%)`;
     } else {
       drag.next = draggedSpan(drag, frame - drag.from, context.count());
-      Object.assign(drag.span.style, { left: left(drag.next[0]), width: `${(drag.next[1] - drag.next[0] + 1) * step() * 100}%` });
+      Object.assign(drag.span.style, {
+        left: left(drag.next[0]),
+        width: `${(drag.next[1] - drag.next[0] + 1) * step() * 100}%`,
+      });
     }
   });
   lanes.addEventListener("pointerup", () => {
@@ -169,7 +222,8 @@ export function tracks(context) {
     const key = span.dataset.span;
     const [first, last] = parseSpan(key, context.count());
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by) context.setSpan(key, draggedSpan({ first, last, end: event.shiftKey ? "last" : undefined }, by, context.count()));
+    if (by)
+      context.setSpan(key, draggedSpan({ first, last, end: event.shiftKey ? "last" : undefined }, by, context.count()));
     else if (event.key === "Enter" || event.key === " ") context.edit(key);
     else if (event.key === "Delete" || event.key === "Backspace") context.removeSpan(key);
     else return;
@@ -197,7 +251,9 @@ export function tracks(context) {
     body.classList.remove("over");
     dispatchEvent(new Event("kinema:dropped"));
     const first = frameAt(event, body);
-    [...event.dataTransfer.files].filter(isMedia).forEach((file, at) => context.dropFile(file, Math.min(first + at, context.count() - 1)));
+    [...event.dataTransfer.files]
+      .filter(isMedia)
+      .forEach((file, at) => context.dropFile(file, Math.min(first + at, context.count() - 1)));
   });
 
   // ----------------------------------------------------------------------------------- ruler
@@ -209,10 +265,22 @@ export function tracks(context) {
     knob.focus({ preventScroll: true });
     event.preventDefault();
   });
-  rulerBody.addEventListener("pointermove", (event) => rulerBody.hasPointerCapture(event.pointerId) && context.go(frameAt(event, rulerBody)));
+  rulerBody.addEventListener(
+    "pointermove",
+    (event) => rulerBody.hasPointerCapture(event.pointerId) && context.go(frameAt(event, rulerBody)),
+  );
   knob.addEventListener("keydown", (event) => {
     const last = context.count() - 1;
-    const to = { ArrowLeft: context.frame() - 1, ArrowDown: context.frame() - 1, ArrowRight: context.frame() + 1, ArrowUp: context.frame() + 1, PageDown: context.frame() - 10, PageUp: context.frame() + 10, Home: 0, End: last }[event.key];
+    const to = {
+      ArrowLeft: context.frame() - 1,
+      ArrowDown: context.frame() - 1,
+      ArrowRight: context.frame() + 1,
+      ArrowUp: context.frame() + 1,
+      PageDown: context.frame() - 10,
+      PageUp: context.frame() + 10,
+      Home: 0,
+      End: last,
+    }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     event.stopPropagation();
@@ -234,24 +302,40 @@ export function tracks(context) {
     const count = context.count();
     scroll.style.setProperty("--count", count);
     scroll.style.setProperty("--least", `${LEAST}px`);
-    const state = JSON.stringify([count, context.lanes(), context.keyframes(), context.masks(), context.spans(), context.clipLabel(), context.prompt()]);
+    const state = JSON.stringify([
+      count,
+      context.lanes(),
+      context.keyframes(),
+      context.masks(),
+      context.spans(),
+      context.clipLabel(),
+      context.prompt(),
+    ]);
     if ((state !== drawn || force) && !drag) {
       drawn = state;
       const focused = lanes.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
       fill(ruler, ticks());
       const build = { clip: clipLane, keyframes: keyframeLane, prompts: promptLane, masks: maskLane };
-      fill(lanes, context.lanes().map((name) => build[name]()));
-      if (focused?.span !== undefined) lanes.querySelector(`[data-span="${CSS.escape(context.selected() ?? "")}"]`)?.focus();
+      fill(
+        lanes,
+        context.lanes().map((name) => build[name]()),
+      );
+      if (focused?.span !== undefined)
+        lanes.querySelector(`[data-span="${CSS.escape(context.selected() ?? "")}"]`)?.focus();
       else if (focused?.kind) again(focused.kind, focused.frame);
     }
-    for (const block of lanes.querySelectorAll(".span")) block.setAttribute("aria-pressed", `${block.dataset.span === context.selected()}`);
+    for (const block of lanes.querySelectorAll(".span"))
+      block.setAttribute("aria-pressed", `${block.dataset.span === context.selected()}`);
     const frame = context.frame();
     knob.style.left = head.style.left = left(frame);
     knob.style.width = `${step() * 100}%`;
     scroll.style.setProperty("--at", (frame + 0.5) * step());
     knob.setAttribute("aria-valuenow", frame + 1);
     knob.setAttribute("aria-valuemax", count);
-    knob.setAttribute("aria-valuetext", `frame ${frame + 1} of ${count}, ${(frame / context.fps()).toFixed(2)} seconds`);
+    knob.setAttribute(
+      "aria-valuetext",
+      `frame ${frame + 1} of ${count}, ${(frame / context.fps()).toFixed(2)} seconds`,
+    );
     for (const cell of lanes.querySelectorAll(".strip-cell")) paintCell(cell);
   }
   function paintCell(cell) {

@@ -22,26 +22,56 @@ export function transport({ frame, count, fps, go, images, canPaint, stage, doc,
   const views = [
     ["inputs", "Inputs"],
     ["result", "Result"],
-  ].map(([name, words]) => h("button", { type: "button", class: "chip", dataset: { show: name }, onclick: () => images.show(name) }, words));
-  const onion = h("button", { type: "button", class: "chip", title: "Show neighbouring frames through this one (O)", onclick: () => images.setOnion(!images.onionOn()) }, "Onion skin");
+  ].map(([name, words]) =>
+    h("button", { type: "button", class: "chip", dataset: { show: name }, onclick: () => images.show(name) }, words),
+  );
+  const onion = h(
+    "button",
+    {
+      type: "button",
+      class: "chip",
+      title: "Show neighbouring frames through this one (O)",
+      onclick: () => images.setOnion(!images.onionOn()),
+    },
+    "Onion skin",
+  );
   const tools = h(
     "div",
     { class: "tools-row", role: "toolbar", "aria-label": "Tools" },
     TOOLS.map(([name, drawing, label]) => iconButton(drawing, label, () => choose(name), { dataset: { tool: name } })),
   );
-  const size = h("input", { type: "range", min: 1, max: 60, value: brush * 100, class: "brush-size", "aria-label": "Brush size in percent of the frame", oninput: () => resize(Number(size.value) / 100) });
+  const size = h("input", {
+    type: "range",
+    min: 1,
+    max: 60,
+    value: brush * 100,
+    class: "brush-size",
+    "aria-label": "Brush size in percent of the frame",
+    oninput: () => resize(Number(size.value) / 100),
+  });
   const mask = h(
     "div",
     { class: "tools-row", role: "group", "aria-label": "Mask of this frame" },
     size,
-    h("button", { type: "button", class: "quiet small", onclick: () => edit("The mask was inverted", invert) }, "Invert"),
+    h(
+      "button",
+      { type: "button", class: "quiet small", onclick: () => edit("The mask was inverted", invert) },
+      "Invert",
+    ),
     h("button", { type: "button", class: "quiet small", onclick: clear }, "Clear"),
   );
   const region = h("button", { type: "button", class: "quiet small", onclick: dropRegion }, "Remove region");
   const element = h(
     "div",
     { class: "transport" },
-    h("div", { class: "tools-row" }, iconButton("back", "Previous frame", () => go((frame() - 1 + count()) % count())), toggle, iconButton("forward", "Next frame", () => go((frame() + 1) % count())), counter),
+    h(
+      "div",
+      { class: "tools-row" },
+      iconButton("back", "Previous frame", () => go((frame() - 1 + count()) % count())),
+      toggle,
+      iconButton("forward", "Next frame", () => go((frame() + 1) % count())),
+      counter,
+    ),
     tools,
     mask,
     region,
@@ -132,4 +162,3 @@ export function transport({ frame, count, fps, go, images, canPaint, stage, doc,
     destroy: () => clearInterval(timer),
   };
 }
-

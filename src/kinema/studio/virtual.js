@@ -38,7 +38,10 @@ export function virtualGrid(label, make) {
     if (state === drawn) return;
     drawn = state;
     const focused = document.activeElement?.closest?.("[data-card]");
-    const button = focused && list.contains(focused) ? { id: focused.dataset.card, name: document.activeElement.dataset.part } : null;
+    const button =
+      focused && list.contains(focused)
+        ? { id: focused.dataset.card, name: document.activeElement.dataset.part }
+        : null;
     const keep = new Set(shown.map((each) => each.id));
     for (const id of made.keys()) if (!keep.has(id) && id !== button?.id) made.delete(id);
     const items = shown.map((each, at) => {
@@ -50,7 +53,10 @@ export function virtualGrid(label, make) {
     });
     if (items.some((item, at) => list.children[at] !== item) || list.childElementCount !== items.length) {
       fill(list, items);
-      if (button) list.querySelector(`[data-card="${CSS.escape(button.id)}"] [data-part="${button.name}"]`)?.focus({ preventScroll: true });
+      if (button)
+        list
+          .querySelector(`[data-card="${CSS.escape(button.id)}"] [data-part="${button.name}"]`)
+          ?.focus({ preventScroll: true });
     }
   }
   const later = () => (waiting ||= requestAnimationFrame(draw));
