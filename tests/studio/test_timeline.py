@@ -215,3 +215,48 @@ def test_a_phone_shows_the_timeline_without_scrolling_sideways(timeline, ball):
     page = timeline(viewport={"width": 375, "height": 760}, is_mobile=True, has_touch=True)
     with_clip(page, ball)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
+
+
+def test_an_image_is_pasted_at_the_frame_that_is_shown_and_seen_through_its_neighbours(timeline):
+    page = timeline()
+    page.locator("#timeline-verb").select_option("animate")
+    show_frame(page, 4)
+    page.evaluate(
+        """(bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], 'image.png', {type: 'image/png'}));
+            dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, cancelable: true}));
+        }""",
+        list(png(colour=RED)),
+    )
+    page.wait_for_selector(".marker.key[data-frame='4']")
+    show_frame(page, 5)
+    middle = """() => {
+        const canvas = document.querySelector('.stage-canvas');
+        return [...canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data];
+    }"""
+    assert page.evaluate(middle)[3] == 0
+    page.get_by_role("button", name="Onion skin").click()
+    page.wait_for_function(f"() => ({middle})()[3] > 50")
+    red, green, *_ = page.evaluate(middle)
+    assert red > 2 * green
+
+
+def test_a_span_is_dragged_by_its_end_and_the_clip_trimmed(timeline, ball):
+    page = timeline()
+    with_clip(page, ball)
+    show_frame(page, 4)
+    page.get_by_role("button", name="Add a prompt at this frame").click()
+    page.keyboard.type("a green star")
+    stop = page.locator(".span[data-span='4-7'] .span-stop").bounding_box()
+    lane = page.locator("[data-lane=prompts]").bounding_box()
+    page.mouse.move(stop["x"] + 4, stop["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(lane["x"] + lane["width"] * 10.5 / 16, stop["y"] + 10, steps=4)
+    page.mouse.up()
+    page.wait_for_selector(".span[data-span='4-10']")
+    page.get_by_role("slider", name="Start of the part used").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("Frames 2 to 15: 14 of 16").wait_for()
+    assert page.locator(".counter").inner_text().endswith("/ 14")

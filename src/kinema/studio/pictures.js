@@ -4,7 +4,7 @@ import { framesOf } from "./frames.js";
 import { stillOf } from "./stills.js";
 
 /** Pictures by frame. ``redraw()`` is called when one has arrived. */
-export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
+export function pictures({ given, doc, source, startOf, fps, count, redraw }) {
   const stills = new Map();
   const urls = new Map();
   let clip = null;
@@ -33,8 +33,7 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
     }
     return stills.get(key);
   }
-  const keyframe = (frame) =>
-    takes("keyframes") && doc.request.keyframes?.[frame] ? still(doc.request.keyframes[frame].slice(6)) : null;
+  const keyframe = (frame) => (given()[frame] ? still(given()[frame].slice(6)) : null);
   const seconds = (frame) => startOf() / (source()?.fps || fps()) + (frame + 0.5) / fps();
   const beyond = (frame) =>
     frame >=
@@ -78,8 +77,8 @@ export function pictures({ doc, source, startOf, fps, count, redraw, takes }) {
   }
   function ghosts(frame) {
     if (!onion) return [];
-    if (showing === "inputs" && !clip && takes("keyframes")) {
-      const at = Object.keys(doc.request.keyframes ?? {})
+    if (showing === "inputs" && !clip) {
+      const at = Object.keys(given())
         .map(Number)
         .sort((a, b) => a - b);
       const [before, after] = [at.filter((each) => each < frame).at(-1), at.find((each) => each > frame)];

@@ -70,7 +70,30 @@ function timeline(doc, defined, rows, signal) {
     ];
   };
 
-  const images = pictures({ doc, source, startOf, fps, count, redraw: () => redraw(), takes });
+  /** The images that the clip goes through, by frame: keyframes, and the first and last image. */
+  function given() {
+    const { keyframes = {}, image, last_image: last } = doc.request;
+    const found = takes("keyframes") ? { ...keyframes } : {};
+    if (image && takes("image")) found[0] ??= image;
+    if (last && takes("last_image")) found[count() - 1] ??= last;
+    return found;
+  }
+  /** Take the image at a frame out of a request. */
+  function takeGiven(request, at) {
+    const value = given()[at];
+    if (request.keyframes?.[at]) delete request.keyframes[at];
+    else if (request.image === value) delete request.image;
+    else delete request.last_image;
+    return value;
+  }
+  const hasTrack = (name) =>
+    name === "clip"
+      ? Boolean(source())
+      : name === "keyframes"
+        ? takes("keyframes") || verb() === "generate" || (verb() === "interpolate" && !doc.request.video)
+        : takes(TRACKS[name]);
+
+  const images = pictures({ given, doc, source, startOf, fps, count, redraw: () => redraw() });
   const masks = masksOf({
     doc,
     defined,
@@ -103,12 +126,8 @@ function timeline(doc, defined, rows, signal) {
     count,
     fps,
     go,
-    lanes: () =>
-      Object.keys(TRACKS).filter(
-        (name) =>
-          (takes(TRACKS[name]) || (name === "keyframes" && verb() === "generate")) && (name !== "clip" || source()),
-      ),
-    keyframes: () => Object.entries(doc.request.keyframes ?? {}).map(([at, value]) => [Number(at), value.slice(6)]),
+    lanes: () => Object.keys(TRACKS).filter(hasTrack),
+    keyframes: () => Object.entries(given()).map(([at, value]) => [Number(at), value.slice(6)]),
     masks: () => Object.keys(doc.request.masks ?? {}).map(Number),
     spans: () => Object.entries(doc.request.prompt_spans ?? {}),
     prompt: () => Boolean(doc.request.prompt),
@@ -116,8 +135,8 @@ function timeline(doc, defined, rows, signal) {
     clipLabel: () => "Clip",
     thumb: images.thumb,
     imageOf: images.into,
-    moveKeyframe: (from, to) => moveIn("keyframes", from, to),
-    removeKeyframe: (at) => removeIn("keyframes", at),
+    moveKeyframe,
+    removeKeyframe: (at) => doc.change((request) => takeGiven(request, at)),
     moveMask: (from, to) => moveIn("masks", from, to),
     removeMask: (at) => removeIn("masks", at),
     dropFile: takeFile,
@@ -267,6 +286,13 @@ function timeline(doc, defined, rows, signal) {
     doc.change((request) => (request.task = name), { what: "all", merge });
     announce(sentence(name));
   }
+  function moveKeyframe(from, to) {
+    doc.change((request) => {
+      const value = takeGiven(request, from);
+      if (takes("keyframes")) request.keyframes = { ...request.keyframes, [to]: value };
+      else request[to < count() / 2 ? "image" : "last_image"] = value;
+    });
+  }
   const moveIn = (name, from, to) =>
     doc.change((request) => {
       const { [from]: value, ...others } = request[name];
@@ -324,6 +350,10 @@ function timeline(doc, defined, rows, signal) {
           Object.assign(request, { video: `media:${key}`, start: null, end: null, masks: null, mask: null });
           if (!takes("video")) request.task = "inpaint";
         } else {
+          if (verb() === "interpolate" && !request.video) {
+            request[at < count() / 2 ? "image" : "last_image"] = `media:${key}`;
+            return;
+          }
           if (!takes("keyframes")) request.task = "animate";
           request.keyframes = { ...request.keyframes, [at]: `media:${key}` };
         }
