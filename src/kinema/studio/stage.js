@@ -72,7 +72,7 @@ export function stage(context) {
   }
   function tint({ canvas: mask, painted, fresh }) {
     if (!fresh && tints.has(mask)) return tints.get(mask);
-    const made = tinted(mask, painted ? PAINTED : CARRIED, painted ? 0.55 : 0.42);
+    const made = tinted(mask, painted ? PAINTED : CARRIED, 0.6);
     if (!fresh) tints.set(mask, made);
     return made;
   }

@@ -189,15 +189,30 @@ function timeline(doc, defined, rows, signal) {
     undo,
     redo,
     h("span", { class: "spacer" }),
-    h("button", { type: "button", class: "quiet small", onclick: clear }, icon("file"), "New"),
+    h(
+      "button",
+      { type: "button", class: "quiet small", onclick: clear },
+      icon("file"),
+      h("span", { class: "narrow-hidden" }, "New"),
+    ),
     h(
       "button",
       { type: "button", class: "quiet small", onclick: () => choose(`${SUFFIX},application/json`, openFile) },
       icon("folder"),
-      "Open",
+      h("span", { class: "narrow-hidden" }, "Open"),
     ),
-    h("button", { type: "button", class: "quiet small", onclick: save }, icon("down"), "Save"),
-    h("button", { type: "button", class: "quiet small", onclick: chooseSource }, icon("image"), "Add a clip or image"),
+    h(
+      "button",
+      { type: "button", class: "quiet small", onclick: save },
+      icon("down"),
+      h("span", { class: "narrow-hidden" }, "Save"),
+    ),
+    h(
+      "button",
+      { type: "button", class: "quiet small", onclick: chooseSource },
+      icon("image"),
+      h("span", { class: "narrow-hidden" }, "Add a clip or image"),
+    ),
   );
   const element = h(
     "div",

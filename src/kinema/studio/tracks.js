@@ -342,9 +342,10 @@ export function tracks(context) {
     const image = context.thumb(Number(cell.dataset.frame));
     if (!image || cell.shown === image) return;
     cell.shown = image;
-    const scale = Math.max(cell.width / image.width, cell.height / image.height);
-    const [w, high] = [image.width * scale, image.height * scale];
-    cell.getContext("2d").drawImage(image, (cell.width - w) / 2, (cell.height - high) / 2, w, high);
+    const scale = Math.min(1, 96 / Math.max(image.width, image.height));
+    cell.width = Math.max(1, Math.round(image.width * scale));
+    cell.height = Math.max(1, Math.round(image.height * scale));
+    cell.getContext("2d").drawImage(image, 0, 0, cell.width, cell.height);
   }
   return { element, draw, focusSpan: (key) => lanes.querySelector(`[data-span="${CSS.escape(key)}"]`)?.focus() };
 }
