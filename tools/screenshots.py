@@ -74,6 +74,111 @@ def make_input(open_page: Callable) -> object:
 
 
 @view
+def timeline(open_page: Callable) -> object:
+    from timeline_acting import brush, show_frame
+
+    page = with_latest_clip(open_page("#gallery", viewport={"width": 1280, "height": 960}))
+    page.locator("#timeline-verb").select_option("inpaint")
+    page.get_by_label("Prompt", exact=True).fill("a green star spins")
+    page.get_by_role("button", name="Add a clip or image").wait_for()
+    return painted(page, brush, show_frame)
+
+
+@view
+def timeline_keyframes(open_page: Callable) -> object:
+    from acting import drop, png
+    from timeline_acting import option, show_frame
+
+    page = open_page("#timeline", color_scheme="dark", viewport={"width": 1280, "height": 960})
+    page.wait_for_selector(".stage-canvas")
+    drop(page, "[data-lane=keyframes]", "green.png", "image/png", png(colour=(30, 160, 60)))
+    page.wait_for_selector(".marker.key[data-frame='0']")
+    show_frame(page, 15)
+    drop(page, ".stage-frame", "red.png", "image/png", png(colour=(200, 30, 30)))
+    page.wait_for_selector(".marker.key[data-frame='15']")
+    page.get_by_label("Prompt", exact=True).fill("a green box slides left")
+    option(page, "window", 8)
+    show_frame(page, 8)
+    page.get_by_role("button", name="Add a prompt at this frame").click()
+    page.keyboard.type("a red box slides left")
+    page.get_by_role("button", name="Onion skin").click()
+    page.wait_for_timeout(1500)
+    return page
+
+
+@view
+def gallery(open_page: Callable) -> object:
+    page = open_page("#gallery")
+    page.wait_for_selector(".card img[src]")
+    page.locator(".card").nth(1).hover()
+    page.wait_for_selector(".card-video")
+    return page
+
+
+@view
+def gallery_details(open_page: Callable) -> object:
+    page = open_page("#gallery", color_scheme="dark")
+    page.locator(".card-open").first.click()
+    page.wait_for_selector(".recipe details")
+    page.wait_for_selector(".player video[src]")
+    return page
+
+
+@view
+def compare(open_page: Callable) -> object:
+    page = open_page("#gallery")
+    page.wait_for_selector(".card img[src]")
+    for at in (0, 1):
+        page.locator(".card").nth(at).hover()
+        page.locator(".card").nth(at).get_by_role("button", name="Compare").click()
+    page.wait_for_selector(".compare[open]")
+    page.wait_for_timeout(1500)
+    return page
+
+
+@view
+def seed_grid(open_page: Callable) -> object:
+    page = open_page("#gallery")
+    page.locator(".card-open").first.click()
+    page.get_by_role("button", name="Seed grid").click()
+    page.wait_for_selector(".seeds[data-done='4']")
+    page.wait_for_timeout(1500)
+    return page
+
+
+@view
+def phone_timeline(open_page: Callable) -> object:
+    page = with_latest_clip(open_page("#gallery", **PHONE))
+    page.wait_for_timeout(1500)
+    return page
+
+
+def with_latest_clip(page: object) -> object:
+    """Open the timeline with the latest clip as the source of an edit."""
+    video = page.locator(".card").first.get_attribute("data-card")
+    data = page.request.get(page.url.split("#")[0] + f"v1/videos/{video}/content").body()
+    from acting import drop
+
+    page.goto(page.url.split("#")[0] + "#timeline")
+    page.wait_for_selector(".stage-canvas")
+    drop(page, ".stage-frame", "ball.mp4", "video/mp4", data)
+    page.wait_for_selector(".detail .trim")
+    return page
+
+
+def painted(page: object, brush: Callable, show_frame: Callable) -> object:
+    page.get_by_role("button", name="Brush").click()
+    for frame, start, end in ((0, (0.25, 0.6), (0.4, 0.75)), (15, (0.65, 0.6), (0.8, 0.75))):
+        show_frame(page, frame)
+        brush(page, start, end)
+        page.wait_for_selector(f".marker.mask[data-frame='{frame}']")
+    show_frame(page, 6)
+    page.wait_for_selector(".stage-fitted[data-mask=carried]")
+    page.wait_for_timeout(1500)
+    return page
+
+
+@view
 def queue(open_page: Callable) -> object:
     page = open_page("#queue")
     page.wait_for_selector("ol.jobs > li")

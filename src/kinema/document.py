@@ -28,7 +28,7 @@ import binascii
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
@@ -127,8 +127,13 @@ class Document:
         return Document.from_table(table, where, folder)
 
     @staticmethod
-    def from_table(table: Mapping[str, Any], where: str = "the document", folder: Path | None = None) -> Document:
-        """Check a parsed document. Raises `BadRequest`."""
+    def from_table(
+        table: Mapping[str, Any],
+        where: str = "the document",
+        folder: Path | None = None,
+        elsewhere: Collection[str] = (),
+    ) -> Document:
+        """Check a parsed document. ``elsewhere`` are names of media that the caller has. Raises `BadRequest`."""
         version = table.get("kinema_document")
         if type(version) is not int or not 1 <= version <= VERSION:
             newer = type(version) is int and version > VERSION
@@ -154,7 +159,7 @@ class Document:
             raise BadRequest(f"{where}: editor has more than {MAX_EDITOR:,} characters")
         media = _media(table.get("media", {}), where)
         document = Document(table.get("request", {}), media, model, loras, table.get("editor", {}), folder)
-        document.with_files({name: name for name in media})  # invalid requests are refused now
+        document.with_files({name: name for name in (*media, *elsewhere)})  # invalid requests are refused now
         return document
 
     # ------------------------------------------------------------------------------ writing

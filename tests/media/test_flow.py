@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kinema.media.flow import carried
+from kinema.media.flow import Flows, carried
 
 T, H, W = 9, 48, 80
 
@@ -53,3 +53,12 @@ def test_two_masks_are_mixed_by_distance_in_time() -> None:
     none = np.zeros((H, W), bool)
     found = carried({0: masks[0], 8: none}, frames)
     assert [bool(each.any()) for each in found] == [True] * 5 + [False] * 4
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (7, 64), (14, 256), (256, 3)])
+def test_small_and_narrow_frames_have_a_flow_of_their_own_shape(shape):
+    rng = np.random.default_rng(0)
+    flows = Flows(rng.integers(0, 256, (2, *shape), dtype=np.uint8))
+    flow = flows.between(0, 1)
+    assert flow.shape == (*shape, 2)
+    assert np.isfinite(flow).all()

@@ -18,6 +18,8 @@ Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+LEAST = 16
+"""Smallest side of frames for OpenCV's search, which crashes the process for smaller ones."""
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 
 
@@ -47,8 +49,15 @@ class Flows:
 
     def computed(self, i: int, j: int) -> Floats:
         """Return the flow from frame i to frame j without caching it."""
-        flow: Floats = self.search.calc(self.grey_THW[i], self.grey_THW[j], None)
-        return flow
+        height, width = self.grey_THW.shape[1:]
+        flow: Floats = self.search.calc(self._padded(i), self._padded(j), None)
+        return flow[:height, :width]
+
+    def _padded(self, frame: int) -> Grey:
+        """Return a frame, whose edges are repeated up to the smallest sides that the search takes."""
+        grey = self.grey_THW[frame]
+        down, right = (max(0, LEAST - side) for side in grey.shape)
+        return np.pad(grey, ((0, down), (0, right)), "edge") if down or right else grey
 
     def sample(self, values: NDArray[Any], flow: NDArray[Any]) -> Floats:
         """Sample ``values`` H×W or H×W×2 at every pixel displaced by ``flow``, bilinear, edges replicated."""

@@ -17,7 +17,7 @@ from kinema import __version__
 from kinema.schema import BadRequest
 from kinema.server import options_route, studio_files
 from kinema.server.engine import Engine
-from kinema.server.http import assets, errors, events, models, openapi, pages, queue, videos
+from kinema.server.http import assets, errors, events, masks, models, openapi, pages, queue, videos
 from kinema.server.http.bodies import Bodies
 from kinema.server.http.metrics import Metrics
 from kinema.server.http.security import Guard, check_address
@@ -46,7 +46,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app = FastAPI(title="Kinema", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     public, metrics = errors.Public(settings), Metrics(engine)
     app.state.service = Service(engine, settings, public, metrics, Bodies(engine, settings))
-    routers = [module.router for module in (events, videos, assets, models, queue, options_route, pages)]
+    routers = [module.router for module in (events, videos, assets, masks, models, queue, options_route, pages)]
     static = studio_files.routes()
     errors.install(app, public, [*(route for router in routers for route in router.routes), *static])
     for router in routers:

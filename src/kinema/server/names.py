@@ -18,7 +18,7 @@ from kinema.values import quoted
 
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TAGS = ("<lora:", "<lyco:")
-_BY_FRAME = {f.name: f.metadata["word"] for f in fields(Request) if f.metadata.get("word") and f.metadata.get("path")}
+BY_FRAME = {f.name: f.metadata["word"] for f in fields(Request) if f.metadata.get("word") and f.metadata.get("path")}
 """Fields that map frames to files, and the word for one: keyframes."""
 NONE = "none"
 """In place of a super-resolution model (`kinema.stages.NONE`)."""
@@ -72,7 +72,7 @@ class Names:
 
         given = {role: getattr(asked, role) for role in ("image", "last_image", "video", "mask")}
         changes: dict[str, Any] = {role: file(value, role) for role, value in given.items() if value is not None}
-        for name, word in _BY_FRAME.items():
+        for name, word in BY_FRAME.items():
             changes[name] = {at: file(value, f"{word} {at}") for at, value in getattr(asked, name).items()}
         if asked.image_model is not None:
             changes["image_model"] = model(asked.image_model)

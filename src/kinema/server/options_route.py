@@ -28,7 +28,7 @@ KINDS = {
     **dict.fromkeys(("prompt", "negative_prompt"), "long_text"),
     **dict.fromkeys(("start", "end"), "time"),
     **{"lora": "loras", "size": "size", "extra": "mapping", "sampler_options": "numbers"},
-    **{"prompt_spans": "texts_by_frame", "keyframes": "files_by_frame"},
+    **{"prompt_spans": "texts_by_frame", "keyframes": "files_by_frame", "masks": "files_by_frame"},
 }
 """Controls that an option's type alone does not determine."""
 PLAIN = {bool: "boolean", int: "integer", float: "number"}

@@ -62,6 +62,18 @@ const PATHS = {
   extend: "M3 5h9v14H3zM16 12h6M19 9l3 3-3 3",
   reuse: "M4 12a8 8 0 0113.7-5.6L20 9M20 4v5h-5M20 12a8 8 0 01-13.7 5.6L4 15M4 20v-5h5",
   grid: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
+  plus: "M12 5v14M5 12h14",
+  undo: "M8 5L3 10l5 5M3 10h11a6 6 0 010 12h-3",
+  redo: "M16 5l5 5-5 5M21 10H10a6 6 0 000 12h3",
+  file: "M6 3h8l5 5v13H6zM14 3v5h5",
+  folder: "M3 6h6l2 3h10v10H3z",
+  cursor: "M6 4l12 8-6 1-3 6z",
+  brush: "M20 4L10 14M10 14c-4-1-5 2-5 6 4 0 7-1 6-5z",
+  eraser: "M8 20l-5-5L14 4l6 6-10 10zM8 20h12M9 9l6 6",
+  box: "M4 8V4h4M16 4h4v4M20 16v4h-4M8 20H4v-4",
+  heart: "M12 20S4 15 4 9a4 4 0 018-1 4 4 0 018 1c0 6-8 11-8 11z",
+  compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5",
+  more: "M6 12h.01M12 12h.01M18 12h.01",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9h.01",
 };
 

@@ -142,7 +142,7 @@ export function valuesOfRecipe(definitions, recipe) {
   const base = stages.find((each) => each.stage === "base") ?? stages[0];
   if (!base?.request) return null;
   const request = { ...base.request };
-  for (const name of ["image", "last_image", "video", "mask", "keyframes"]) delete request[name];
+  for (const name of ["image", "last_image", "video", "mask", "keyframes", "masks"]) delete request[name];
   const second = stages.find((each) => each.stage === "super-resolution");
   if (second && base !== second) request.super_resolution = second.model;
   return { ...valuesOf(definitions, { model: base.model, request }), inputs: Object.keys(recipe.inputs ?? {}) };

@@ -23,12 +23,13 @@ from starlette.requests import Request as HttpRequest
 from kinema import registry
 from kinema.schema import MAX_FRAMES, BadRequest, Request, TaskName
 from kinema.server.engine import Engine
-from kinema.server.http import fields
+from kinema.server.http import documents, fields
 from kinema.server.http.errors import FieldError
 from kinema.server.http.fields import FILES, OF_FAMILIES, Field
 from kinema.server.http.forms import Form, nested, read_form, read_json
 from kinema.server.http.security import content_type
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, Order, ServiceError
+from kinema.server.names import BY_FRAME
 from kinema.server.settings import Settings
 from kinema.values import counted, quoted
 
@@ -36,7 +37,7 @@ VERBS: tuple[TaskName, ...] = get_args(TaskName)
 _SIZE = re.compile(r"([0-9]{1,5})[x×]([0-9]{1,5})")
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{0,9})?")
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40});base64,", re.IGNORECASE)
-_FILE_FIELD = re.compile(rf"input_reference|{'|'.join(FILES)}|keyframes\[[0-9]{{1,4}}\]")
+_FILE_FIELD = re.compile(rf"document|input_reference|{'|'.join(FILES)}|(?:{'|'.join(BY_FRAME)})\[[0-9]{{1,4}}\]")
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Bodies:
                 body.values = await read_json(request)
             check_names(body.values)
             await self._take_data_url(body)
+            await self._take_document(body)
             yield body
         except BaseException:
             await self.forget(body)
@@ -109,6 +111,9 @@ class Bodies:
         check_names({**texts, **{name.partition("[")[0]: None for name in names}})
         body.values = {name: from_form(fields.table().get(name), name, node) for name, node in texts.items()}
         for each in form.files:
+            if each.field == "document":
+                body.values["document"] = await anyio.to_thread.run_sync(documents.read, each.path)
+                continue
             asset = await self._engine.add_asset(each.path, each.name)
             body.assets.append(asset.id)
             name, _, frame = each.field.rstrip("]").partition("[")
@@ -141,6 +146,23 @@ class Bodies:
         body.assets.append(asset.id)
         body.values["input_reference"] = asset.id
 
+    async def _take_document(self, body: Body) -> None:
+        """Replace a document by the order in it; media that are in it become assets."""
+        given = body.values.get("document")
+        if given is None:
+            return
+        found = await anyio.to_thread.run_sync(documents.Given.of, given)
+        for name, medium in found.embedded.items():
+            path = self._engine.uploads_folder / f"upload-{secrets.token_hex(16)}"
+            try:
+                await anyio.Path(path).write_bytes(medium.contents(None))
+                asset = await self._engine.add_asset(path, medium.name)
+            finally:
+                await anyio.Path(path).unlink(missing_ok=True)
+            body.assets.append(asset.id)
+            found.files[name] = asset.id
+        body.values["document"] = found.order()
+
     async def _drop(self, asset_id: str, since: float) -> None:
         """Remove an asset that came with a refused body, unless it was there before or is used."""
         try:
@@ -157,9 +179,13 @@ class Bodies:
         for name in route.needs:
             if name not in values:
                 raise FieldError(f"{name} is missing", name, code="missing_value")
+        if "document" in values and route is not CREATE:
+            raise FieldError("a document is for /v1/videos and /v1/videos/plan; give single fields here", "document")
         if "request" in values:
             return self._given(values)
         request, names = renamed(values)
+        if "document" in values:
+            values, request = documents.overridden(values, request)
         request["task"] = verb_of(values, request, route)
         model = self._model(values, request)
         await self._set_duration(values, request, model, route)
@@ -170,8 +196,9 @@ class Bodies:
         if "prompt" not in values:
             raise FieldError("prompt is missing", "prompt", code="missing_value")
         values = {name: value for name, value in values.items() if value is not None}
-        if "request" in values:
-            raise FieldError("a remix has single fields in place of request", "request")
+        for name in ("request", "document"):
+            if name in values:
+                raise FieldError(f"a remix has single fields in place of a {name}", name)
         changes, names = renamed(values)
         request = {"seed": job.settled.seed, **job.order.request}
         if changes.keys() & {"size", "height", "width"}:
@@ -421,8 +448,9 @@ def checked(request: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     for name in FILES:
         if (file := getattr(found, name)) is not None:
             reference(names.get(name, name), file)
-    for frame, file in found.keyframes.items():
-        reference(f"keyframes[{frame}]", file)
+    for name in BY_FRAME:
+        for frame, file in getattr(found, name).items():
+            reference(f"{name}[{frame}]", file)
     for name in ("image_model", "super_resolution"):
         if (value := getattr(found, name)) is not None:
             listed(name, value)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from kinema import bounds, values
 from kinema.schema import BadRequest, Request, TaskName
 from kinema.server.http.errors import FieldError
+from kinema.server.names import BY_FRAME
 from kinema.values import quoted
 
 HIDDEN = ("task", "lora_folder", "size")
@@ -81,6 +82,13 @@ _VIDEO = {
 }
 SPECIAL = (
     Field("model", str, "name of a model that /v1/models lists; default: the service's"),
+    Field(
+        "document",
+        Mapping[str, Any],
+        "document of the studio, whose media are here {name, asset} or {name, sha256, data}; other fields override it; "
+        "in a form it is a file",
+        schema={"type": "object"},
+    ),
     Field("verb", TaskName, "what to do; default: animate if an image is given, else generate"),
     Field("task", TaskName, "same as verb"),
     Field(
@@ -143,7 +151,7 @@ def _file_schema(name: str) -> Mapping[str, Any] | None:
         return _VIDEO
     if name in FILES:
         return _FILE_ID
-    if name == "keyframes":
+    if name in BY_FRAME:
         return {"type": "object", "additionalProperties": _FILE_ID}
     return None
 

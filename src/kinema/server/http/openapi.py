@@ -55,11 +55,12 @@ def bodies() -> dict[str, Any]:
     """The schemas of bodies, by name."""
     table = {name: fields.schema(f) for name, f in fields.table().items()}
     request = {"type": "object", "description": "JSON form of kinema.Request, in place of single fields"}
+    document = {"document": table.pop("document")}
     forms = table | {name: _UPLOAD for name in (*fields.FILES, "input_reference")}
     found: dict[str, Any] = {}
     for name, required in {"Video": [], "Edit": ["prompt", "video"], "Extend": ["prompt", "video"]}.items():
-        found[f"{name}Body"] = _object(table | ({"request": request} if name == "Video" else {}), required)
-        found[f"{name}Form"] = _object(forms, required)
+        found[f"{name}Body"] = _object(table | (document | {"request": request} if name == "Video" else {}), required)
+        found[f"{name}Form"] = _object(forms | ({"document": _UPLOAD} if name == "Video" else {}), required)
     found["RemixBody"] = found["RemixForm"] = _object(table, ["prompt"])
     before = {"anyOf": [{"type": "string", "pattern": "^video_[0-9a-z]{20,32}$"}, {"type": "null"}]}
     found["MoveBody"] = _object({"before": {**before, "description": "a waiting video; null: to the end"}}, ["before"])

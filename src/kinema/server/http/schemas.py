@@ -91,6 +91,17 @@ class Plan(Open):
     forecast: dict[str, Any]
 
 
+class Masks(BaseModel):
+    """Masks of all frames, at a reduced size."""
+
+    object: Literal["masks"]
+    frames: int
+    width: int = Field(description="of one mask, in pixels")
+    height: int
+    columns: int = Field(description="masks in a row of the image")
+    image: str = Field(description="base64 of one png, white where new content is generated")
+
+
 class Queue(Open):
     object: Literal["queue"]
     paused: bool

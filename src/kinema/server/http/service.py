@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Path, Request
 
 from kinema import registry
+from kinema.server.carrying import Carrying
 from kinema.server.conversions import Conversions
 from kinema.server.engine import Engine
 from kinema.server.http.bodies import Bodies
@@ -34,7 +35,11 @@ class Service:
     streams: int = 0
     """Event streams that are open."""
     conversions: Conversions = field(default_factory=Conversions)
+    carrying: Carrying = field(init=False)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.carrying = Carrying(self.settings)
 
     def plain(self, value: Any) -> Any:
         """A value of the engine as JSON: no infinite numbers, and no paths of the server in its texts."""

@@ -7,14 +7,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from kinema.document import SUFFIX
 from kinema.server.conversions import FORMATS
-from kinema.server.http import schemas
+from kinema.server.http import documents, schemas
 from kinema.server.http.bodies import CREATE, EDIT, EXTEND, Route
 from kinema.server.http.contents import opened
 from kinema.server.http.errors import FieldError
@@ -22,7 +25,7 @@ from kinema.server.http.forms import read_json
 from kinema.server.http.openapi import EDIT_BODY, EXTEND_BODY, MOVE_BODY, REMIX_BODY, VIDEO_BODY, binary
 from kinema.server.http.security import content_type
 from kinema.server.http.service import Here, Service, VideoId, known_query
-from kinema.server.jobs import VIDEO_ID, Job, ServiceError, Status
+from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, ServiceError, Status
 from kinema.values import quoted
 
 Variant = Literal["video", "thumbnail", "spritesheet", "frames", "recipe", "gif", "webp", "zip"]
@@ -212,6 +215,33 @@ async def _file(service: Service, video_id: str, variant: Any) -> Path:
 
 
 router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
+
+
+@router.get("/{video_id}/document", response_class=Response, responses=binary("application/json"))
+async def document(
+    video_id: VideoId,
+    service: Here,
+    embed: Annotated[bool, Query(description="with the inputs in it, for use outside of the service")] = False,
+) -> Response:
+    """The document of a video: its request, with the seed that it used, and its inputs."""
+    engine, job = service.engine, service.engine.get(video_id)
+    files = {}
+    for each in documents.identifiers(job):
+        if ASSET_ID.fullmatch(each):
+            asset, path = engine.asset(each)
+            files[each] = documents.named(each, asset.name), path
+        else:
+            files[each] = documents.named(each, None), engine.content(each, "video")
+    try:
+        text = await anyio.to_thread.run_sync(partial(documents.document_of, job, files, embed=embed))
+    except OSError:
+        raise ServiceError(404, "not_found", "an input is not there any more") from None
+    headers = {
+        "Content-Disposition": f'attachment; filename="{video_id}{SUFFIX}"',
+        "Cache-Control": "private, no-cache",
+    }
+    return Response(text, 200, headers, "application/json")
+
 
 # ------------------------------------------------------------------------------------------ change
 
