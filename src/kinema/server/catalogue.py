@@ -157,10 +157,13 @@ def _in_folder(root: Path) -> list[Entry]:
 
 
 def _entry(root: Path, path: Path) -> list[Entry]:
-    actual = path.resolve()
-    if not actual.is_relative_to(root) or not actual.exists():
+    try:
+        actual = path.resolve()
+        status = actual.stat()
+    except (OSError, RuntimeError):  # it is gone by now, cannot be read, or links in a circle
         return []
-    status = actual.stat()
+    if not actual.is_relative_to(root):
+        return []
     stamp = f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
     return [Entry(path.relative_to(root).as_posix(), "file", str(actual), actual, None, stamp)]
 
