@@ -180,7 +180,14 @@ def _loras_of(folder: Path | None) -> dict[str, Path]:
         files = Folder.read(root, "--lora-folder").files
     except BadRequest:
         return {}
-    return {name: path for name, path in files.items() if path.resolve().is_relative_to(root)}
+    return {name: path for name, path in files.items() if _is_within(path, root)}
+
+
+def _is_within(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # it cannot be read, or links in a circle
+        return False
 
 
 def _row(name: str, kind: str, path: Path, licence: str | None) -> dict[str, Any]:
