@@ -144,6 +144,11 @@ def test_a_full_disk_is_507_and_leaves_nothing_half_written(store):
     assert store.move_to(added.id, "cancelled") is not None
 
 
+def test_a_change_is_on_the_disk_before_it_is_answered(store):
+    modes = [store._base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert modes == ["wal", 2]  # FULL
+
+
 def test_a_store_that_another_program_writes_to_is_503_and_unchanged(store, tmp_path):
     added = store.add(job(1))
     store._base.execute("PRAGMA busy_timeout = 10")

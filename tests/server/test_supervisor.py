@@ -496,6 +496,20 @@ def test_a_finished_video_is_an_input_that_cannot_be_deleted_meanwhile(engine, r
     assert run(chained()).status == "completed"
 
 
+def test_an_input_that_is_deleted_during_planning_is_no_input(engine, run, clip, monkeypatch):
+    asset, real = run(engine.add_asset(uploaded(engine, clip), "a.mp4")), engine.planning.ask
+
+    async def ask(message, seconds):
+        answer = await real(message, seconds)
+        await engine.delete_asset(asset.id)
+        return answer
+
+    monkeypatch.setattr(engine.planning, "ask", ask)
+    with pytest.raises(ServiceError, match="there is no asset"):
+        run(engine.submit(order(task="edit", video=asset.id, frames=None)))
+    assert engine.queue()["queued"] == []
+
+
 def test_a_video_without_a_clip_is_no_input(engine, run):
     run(engine.pause(True))
     waiting = run(engine.submit(order()))
