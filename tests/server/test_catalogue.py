@@ -69,6 +69,14 @@ def test_published_and_included_names_are_never_taken_for_local_files(catalogue)
     assert catalogue.model("vdm/tiny").source == "vdm/tiny"
 
 
+def test_a_link_to_itself_is_left_out(catalogue, folder, tmp_path):
+    before, rows = files(catalogue), catalogue.others()
+    for where in (folder, tmp_path / "loras"):
+        (where / "circle.safetensors").symlink_to("circle.safetensors")
+    again = Catalogue(catalogue.settings)
+    assert (files(again), again.others()) == (before, rows)
+
+
 def test_a_changed_file_has_another_stamp(catalogue, folder, monkeypatch):
     before = catalogue.model("a.safetensors").stamp
     (folder / "a.safetensors").write_bytes(b"longer")

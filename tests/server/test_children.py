@@ -94,6 +94,17 @@ def test_a_busy_child_ends_when_its_input_is_closed_and_ignores_ctrl_c(start):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+def test_ctrl_c_at_a_terminal_does_not_reach_a_child_that_still_starts(start):
+    async def session() -> int:
+        child = await start("time.sleep(60)")
+        try:
+            return os.getsid(child.pid)
+        finally:
+            await child.stop()
+
+    assert asyncio.run(session()) != os.getsid(0)
+
+
 def test_a_child_that_does_not_read_dies_with_a_killed_server(tmp_path):
     (tmp_path / "a_child.py").write_text(CHILD + "channel.send('x', {}); time.sleep(60)")
     server = f"""

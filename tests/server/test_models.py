@@ -102,6 +102,22 @@ def test_a_downloader_that_dies_has_failed(downloads):
     downloads(FakeChild([], ends=True), use)
 
 
+def test_a_downloader_that_does_not_start_has_failed_and_can_be_tried_again(downloads, monkeypatch):
+    async def use(models: Models) -> None:
+        async def fail(*_args, **_named) -> None:
+            raise OSError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(modules.Child, "start", fail)
+        for _ in range(2):
+            await models.download("svd")
+            await settle()
+            row = models.downloads["svd"].row()
+            assert row["state"] == "failed"
+            assert row["error"] == "the process that downloads does not start (Resource temporarily unavailable)"
+
+    downloads(FakeChild([]), use)
+
+
 def test_stopping_ends_downloads(downloads):
     child = FakeChild([BYTES])
 

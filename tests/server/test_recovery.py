@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from kinema.schema import BadRequest
 from kinema.server.dispatcher import STOPPED
 from kinema.server.inspections import Inspections
 from kinema.server.jobs import Job, Order, Settled
 from kinema.server.planning import Planning
 from kinema.server.settings import Settings
-from kinema.server.store import Store
+from kinema.server.store import Store, disk_full
 from kinema.server.supervisor import Supervisor
 from kinema.server.workers import Worker
 
@@ -74,6 +75,19 @@ def test_what_ran_is_interrupted_and_named_and_what_waited_still_waits(tmp_path,
     ]  # fmt: skip
     assert (jobs[ran].error_code, jobs[ran].error_message) == ("interrupted", STOPPED)
     assert start(tmp_path)[0] == []
+
+
+def test_a_disk_that_is_full_at_the_start_is_refused_in_a_sentence(tmp_path, start, monkeypatch):
+    left(tmp_path, "in_progress")
+
+    def full(*_args, **_named) -> None:
+        raise disk_full()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "move_to", full)
+        with pytest.raises(BadRequest, match="disk is full"):
+            start(tmp_path)
+    assert len(start(tmp_path)[0]) == 1  # it was not locked, and nothing is lost
 
 
 def test_a_job_whose_clip_is_finished_is_completed(tmp_path, start):

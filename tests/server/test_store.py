@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,42 @@ def test_a_full_disk_is_507_and_leaves_nothing_half_written(store):
     assert store.page() == ([added], False)
     store._base.execute("PRAGMA max_page_count = 1000000")
     assert store.move_to(added.id, "cancelled") is not None
+
+
+def test_a_change_is_on_the_disk_before_it_is_answered(store):
+    modes = [store._base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert modes == ["wal", 2]  # FULL
+
+
+def test_a_store_that_another_program_writes_to_is_503_and_unchanged(store, tmp_path):
+    added = store.add(job(1))
+    store._base.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(ServiceError) as refused:
+        store.move_to(added.id, "cancelled")
+    assert (refused.value.status, refused.value.code) == (503, "store_busy")
+    assert store.get(added.id) == added
+    other.close()
+    assert store.move_to(added.id, "cancelled") is not None
+
+
+def test_a_page_of_one_status_is_read_in_the_order_of_an_index(store):
+    asked = []
+    store.add(job(1))
+    store._base.set_trace_callback(asked.append)
+    assert store.page(status="queued")[0]
+    store._base.set_trace_callback(None)
+    plan = store._base.execute(f"EXPLAIN QUERY PLAN {asked[-1]}").fetchall()
+    assert [row[3].partition(" (")[0] for row in plan] == ["SEARCH jobs USING INDEX jobs_by_age"]
+
+
+def test_only_waiting_and_running_jobs_mention_an_input(store):
+    using = [store.add(replace(job(n), order=Order(model="m", request={"image": "asset-1"}))) for n in (1, 2, 3)]
+    store.add(job(4))
+    force(store, using[1].id, "cancelling")
+    force(store, using[2].id, "completed")
+    assert {each.id for each in store.mentioning("asset-1")} == {using[0].id, using[1].id}
 
 
 def test_a_change_that_fails_half_way_leaves_nothing(store):

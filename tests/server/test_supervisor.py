@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from kinema.schema import BadRequest, Clip
 from kinema.server import dispatcher as dispatchers
-from kinema.server.jobs import Job, Order, Progress, ServiceError
+from kinema.server.jobs import Asset, Job, Order, Progress, ServiceError
 from kinema.server.settings import Limits, Settings
 from kinema.server.supervisor import Supervisor
 from kinema.server.workers import Worker
@@ -220,6 +222,11 @@ def test_a_partial_clip_is_kept_on_request_and_dropped_by_a_retry(engine, run):
     assert (done.status, done.result["partial"], done.result["frames"]) == ("cancelled", True, 4)
     assert engine.content(job.id, "video").is_file()
     run(engine.pause(True))
+    using = run(engine.submit(order(task="edit", video=job.id, frames=None)))
+    with pytest.raises(ServiceError, match="is an input of a job that waits or runs"):
+        run(engine.retry(job.id))
+    assert engine.content(job.id, "video").is_file()
+    run(engine.delete(using.id))
     again = run(engine.retry(job.id))
     assert (again.status, again.result, again.error_message) == ("queued", None, None)
     with pytest.raises(ServiceError, match="has no video"):
@@ -294,6 +301,32 @@ def test_a_job_that_kills_its_worker_twice_is_not_tried_again_and_the_next_one_r
     with pytest.raises(ServiceError, match="ended its worker 2 times, so it is not tried again") as refused:
         run(engine.retry(video_id))
     assert refused.value.status == 409
+
+
+def test_a_message_that_cannot_be_handled_fails_its_job_and_the_worker_is_started_again(engine, run):
+    async def faulty() -> tuple[Job, Job]:
+        job = await running(engine)
+        engine.dispatcher.live[job.id].hear = None  # not callable
+        return await finished(engine, job.id), await finished(engine, (await engine.submit(order())).id)
+
+    failed, following = run(faulty())
+    assert (failed.status, failed.error_code, following.status) == ("failed", "worker_died", "completed")
+    assert "could not handle a message of it while this job ran" in failed.error_message
+
+
+def test_a_store_that_another_program_writes_to_stops_no_job(engine, run):
+    async def busy() -> Job:
+        job = await engine.submit(order(LONG // 10))
+        await first(engine, job.id, "step")
+        engine.store._base.execute("PRAGMA busy_timeout = 1")
+        other = sqlite3.connect(engine.folder / "jobs.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        await until(lambda: engine.dispatcher.live[job.id].ending)
+        await asyncio.sleep(0.05)
+        other.close()
+        return await finished(engine, job.id)
+
+    assert run(busy()).status == "completed"
 
 
 def test_only_unfinished_jobs_are_tried_again(engine, run):
@@ -414,6 +447,40 @@ def test_the_same_bytes_are_kept_once(engine, run, clip):
     run(engine.delete_asset(first_one.id))
 
 
+def test_an_upload_is_taken_back_only_by_its_last_sender(engine, run, clip):
+    asset = run(engine.add_asset(uploaded(engine, clip), "a.mp4"))
+    assert run(engine.add_asset(uploaded(engine, clip), "a.mp4")).id == asset.id
+    run(engine.forget_asset(asset.id))  # a plan with this file ends, and another client has uploaded it
+    assert engine.asset(asset.id)[0] == asset
+    run(engine.forget_asset(asset.id))
+    with pytest.raises(ServiceError, match="there is no asset"):
+        engine.asset(asset.id)
+
+
+def test_an_upload_whose_file_was_lost_can_be_sent_again(engine, run, clip):
+    lost = run(engine.add_asset(uploaded(engine, clip), "a.mp4"))
+    shutil.rmtree(engine.folder / "assets" / lost.id)
+    again = run(engine.add_asset(uploaded(engine, clip), "a.mp4"))
+    assert engine.asset(again.id)[1].is_file()
+    assert [each.id for each in engine.assets(after=None, limit=100)[0]] == [again.id]
+    run(engine.delete_asset(again.id))
+
+
+def test_uploads_at_the_same_time_stay_within_the_limit_of_all_together(engine, run, tmp_path, monkeypatch):
+    parts = [engine.uploads_folder / f"{number}" for number in range(2)]
+    for number, part in enumerate(parts):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(part, "png")
+    size = parts[0].stat().st_size
+    monkeypatch.setattr(engine.uploads, "limits", replace(engine.uploads.limits, assets_bytes=size + size // 2))
+
+    async def both() -> list:
+        return await asyncio.gather(*(engine.add_asset(part, "x.png") for part in parts), return_exceptions=True)
+
+    refused, kept = sorted(run(both()), key=lambda each: isinstance(each, Asset))
+    assert (refused.status, kept.bytes) == (413, size)
+    run(engine.delete_asset(kept.id))
+
+
 def test_a_finished_video_is_an_input_that_cannot_be_deleted_meanwhile(engine, run):
     async def chained() -> Job:
         source = await engine.submit(order())
@@ -427,6 +494,20 @@ def test_a_finished_video_is_an_input_that_cannot_be_deleted_meanwhile(engine, r
         return await finished(engine, job.id)
 
     assert run(chained()).status == "completed"
+
+
+def test_an_input_that_is_deleted_during_planning_is_no_input(engine, run, clip, monkeypatch):
+    asset, real = run(engine.add_asset(uploaded(engine, clip), "a.mp4")), engine.planning.ask
+
+    async def ask(message, seconds):
+        answer = await real(message, seconds)
+        await engine.delete_asset(asset.id)
+        return answer
+
+    monkeypatch.setattr(engine.planning, "ask", ask)
+    with pytest.raises(ServiceError, match="there is no asset"):
+        run(engine.submit(order(task="edit", video=asset.id, frames=None)))
+    assert engine.queue()["queued"] == []
 
 
 def test_a_video_without_a_clip_is_no_input(engine, run):

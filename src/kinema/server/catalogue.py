@@ -157,10 +157,13 @@ def _in_folder(root: Path) -> list[Entry]:
 
 
 def _entry(root: Path, path: Path) -> list[Entry]:
-    actual = path.resolve()
-    if not actual.is_relative_to(root) or not actual.exists():
+    try:
+        actual = path.resolve()
+        status = actual.stat()
+    except (OSError, RuntimeError):  # it is gone by now, cannot be read, or links in a circle
         return []
-    status = actual.stat()
+    if not actual.is_relative_to(root):
+        return []
     stamp = f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
     return [Entry(path.relative_to(root).as_posix(), "file", str(actual), actual, None, stamp)]
 
@@ -177,7 +180,14 @@ def _loras_of(folder: Path | None) -> dict[str, Path]:
         files = Folder.read(root, "--lora-folder").files
     except BadRequest:
         return {}
-    return {name: path for name, path in files.items() if path.resolve().is_relative_to(root)}
+    return {name: path for name, path in files.items() if _is_within(path, root)}
+
+
+def _is_within(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # it cannot be read, or links in a circle
+        return False
 
 
 def _row(name: str, kind: str, path: Path, licence: str | None) -> dict[str, Any]:

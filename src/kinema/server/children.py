@@ -40,6 +40,7 @@ class Child:
             sys.executable, "-P", "-m", module,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=folder, env=_environment(offline),
             limit=LONGEST, pass_fds=() if sys.platform == "win32" else tuple(keep),
+            start_new_session=True,  # Ctrl-C at a terminal is the server's: a child that still starts would print
         )  # fmt: skip
         return Child(process)
 

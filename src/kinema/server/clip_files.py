@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,7 @@ def _write_images(folder: Path, frames_THWC: np.ndarray) -> None:
     sheet.save(folder / SHEET, quality=85)
 
 
-def tidy(folder: Path, known: Mapping[str, Any]) -> None:
+def tidy(folder: Path, known: Collection[str]) -> None:
     """Remove unfinished folders, and those of jobs or uploads that the store does not know."""
     for entry in folder.iterdir():
         if entry.name not in known:

@@ -49,12 +49,7 @@ class Dispatcher:
             self.store.move_to(job.id, status, **changes)
             if status == "interrupted":
                 interrupted.append(job.id)
-        known, after, more = dict[str, Job](), None, True
-        while more:
-            jobs, more = self.store.page(after=after, limit=1000)
-            known |= {job.id: job for job in jobs}
-            after = jobs[-1].id if jobs else None
-        clip_files.tidy(self.folder / "jobs", known)
+        clip_files.tidy(self.folder / "jobs", self.store.identifiers("jobs"))
         if interrupted:
             LOG.warning("interrupted when the server last ended: %s", ", ".join(interrupted))
         return interrupted

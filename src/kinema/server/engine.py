@@ -112,6 +112,9 @@ class Engine(Protocol):
 
     def asset(self, asset_id: str) -> tuple[Asset, Path]: ...
 
+    async def forget_asset(self, asset_id: str) -> None:
+        """Take back one `add_asset`: the upload goes, unless the same bytes were sent otherwise too, or are used."""
+
     async def delete_asset(self, asset_id: str) -> None:
         """409 while a waiting or running job uses it."""
 

@@ -106,7 +106,11 @@ class Models:
 
     async def _download(self, model_id: str, download: Download) -> None:
         """Run the process that downloads a model; what it has stays in the hub's cache if it is cancelled."""
-        child = await Child.start("kinema.server.downloader", self.folder, offline=False)
+        try:
+            child = await Child.start("kinema.server.downloader", self.folder, offline=False)
+        except OSError as error:
+            download.state, download.error = "failed", f"the process that downloads does not start ({error.strerror})"
+            return
         parts = [each for each in registry.DEFAULT_ADD_ONS.get(model_id, {}).values() if "/" in each]
         names = [registry.ALIASES[model_id], *parts]
         child.send({"names": names, "folders": [str(hub_folder("/".join(name.split("/")[:2]))) for name in names]})

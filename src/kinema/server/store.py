@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kinema.schema import BadRequest
 from kinema.server.jobs import NEXT, Asset, Job, Order, ServiceError, Settled, Status
@@ -35,6 +35,7 @@ CREATE TABLE jobs (
     device TEXT, error_code TEXT, error_message TEXT, result TEXT
 );
 CREATE INDEX jobs_by_status ON jobs (status, position);
+CREATE INDEX jobs_by_age ON jobs (status, number);
 CREATE TABLE assets (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, name TEXT NOT NULL,
     bytes INTEGER NOT NULL, created_at REAL NOT NULL, frames INTEGER NOT NULL, fps REAL, height INTEGER NOT NULL,
@@ -56,8 +57,14 @@ MAX_TIMES = 2000
 """Most measured times that are kept, the newest."""
 
 
+BUSY_SECONDS = 1.0
+"""How long a change waits for another program that writes to the file: no request is answered meanwhile."""
+
+
 class Store:
-    """An open store. Methods raise `ServiceError` 507 if the disk is full, and change nothing then."""
+    """An open store. Methods that raise `ServiceError` 507 (the disk is full) or 503 (another program writes to the
+    file) change nothing.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open or create the store of a folder. Raises BadRequest if it is damaged, foreign, newer or in use."""
@@ -69,7 +76,7 @@ class Store:
                 check(path)
             else:
                 _create(path)
-            self._base = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
+            self._base = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode = WAL")
             self._base.execute("PRAGMA synchronous = FULL")
         except BaseException as error:
@@ -128,6 +135,18 @@ class Store:
         """Return the identifiers of waiting jobs in order."""
         rows = self._base.execute("SELECT id FROM jobs WHERE status = 'queued' ORDER BY position, number")
         return [row[0] for row in rows.fetchall()]
+
+    def mentioning(self, identifier: str) -> list[Job]:
+        """Return waiting and running jobs whose order has this text: those that may take it as an input."""
+        rows = self._base.execute(
+            f"SELECT {_JOB} FROM jobs WHERE status IN ('queued', 'in_progress', 'cancelling') AND instr(\"order\", ?)",
+            (identifier,),
+        )
+        return [_job(row) for row in rows.fetchall()]
+
+    def identifiers(self, table: Literal["jobs", "assets"]) -> set[str]:
+        """Return the identifiers of all jobs or uploads."""
+        return {row[0] for row in self._base.execute(f"SELECT id FROM {table}").fetchall()}
 
     def move_to(self, video_id: str, status: Status, **changes: Any) -> Job | None:
         """Change a job's state, with other columns, if it is in a state that may be followed by this one.
@@ -260,8 +279,13 @@ class Store:
         except BaseException as error:
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError) and _is_full(error):
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in _FULL:
                 raise disk_full() from error
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise ServiceError(
+                    503, "store_busy", "another program writes to the service's store; try again"
+                ) from error
             raise
 
 
@@ -371,9 +395,8 @@ def disk_full() -> ServiceError:
     return ServiceError(507, "disk_full", "the server's disk is full; delete clips or uploads, then try again")
 
 
-def _is_full(error: sqlite3.OperationalError) -> bool:
-    """A full disk is also reported as a failed write, where the log or its shared memory cannot grow."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""SQLite's codes for a full disk, and for a failed write, where the log or its shared memory cannot grow."""
 
 
 def _json(value: Any) -> str:

@@ -6,6 +6,7 @@ Everything here runs on the server's event loop. What takes long is done by chil
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -62,7 +63,11 @@ class Supervisor:
             lambda name: self.catalogue.model(name).to_source(), self.catalogue.lora, self._file, self._lora_folder()
         )
         self.dispatcher = Dispatcher(own, self.store, self.names, self.hub)
-        interrupted = self.dispatcher.recover()
+        try:
+            interrupted = self.dispatcher.recover()
+        except ServiceError as error:  # the disk is full
+            self.store.close()
+            raise BadRequest(f"cannot use the folder {self.folder}: {error.message}") from error
         device = next(iter(self.settings.devices), None)
         self.planning = Planning(self.dispatcher.setup(device), empty, self._planner_ready)
         self.inspections = Inspections(self.settings.limits, empty)
@@ -153,8 +158,7 @@ class Supervisor:
     async def delete(self, video_id: str) -> None:
         """See `Engine.delete`."""
         job = self.store.get(video_id)
-        if video_id in self._used(but=video_id):
-            raise ServiceError(409, "in_use", f"{video_id} is an input of a job that waits or runs")
+        self._check_unused(video_id)
         if job.status == "queued":
             job = self.store.move_to(video_id, "cancelled", completed_at=time.time()) or self.store.get(video_id)
             self.dispatcher.publish(job)
@@ -175,6 +179,7 @@ class Supervisor:
             self.names.resolve(job.order)
         except ServiceError as error:
             raise ServiceError(409, error.code, error.message) from None
+        self._check_unused(video_id)  # its partial clip goes
         clip_files.remove(self.folder / "jobs" / video_id)
         blank = dict.fromkeys(("started_at", "completed_at", "device", "error_code", "error_message", "result"))
         again = self.store.move_to(video_id, "queued", progress=0, **blank)
@@ -247,10 +252,11 @@ class Supervisor:
             raise ServiceError(409, "not_finished", f"{identifier} has no clip (its status is {job.status})")
         return self.content(identifier, "video")
 
-    def _used(self, but: str = "") -> set[str]:
-        """Return the identifiers that waiting and running jobs take as inputs."""
-        jobs = self.store.with_status("queued", "in_progress", "cancelling")
-        return {each for job in jobs if job.id != but for each in identifiers_in(job.order.request)}
+    def _check_unused(self, identifier: str) -> None:
+        """Raise `ServiceError` 409 for an upload or video that a waiting or running job takes as an input."""
+        for job in self.store.mentioning(identifier):
+            if job.id != identifier and identifier in identifiers_in(job.order.request):
+                raise ServiceError(409, "in_use", f"{identifier} is an input of a job that waits or runs")
 
     async def add_asset(self, part: Path, name: str) -> Asset:
         """See `Engine.add_asset`."""
@@ -264,10 +270,15 @@ class Supervisor:
         """See `Engine.asset`."""
         return self.store.asset(asset_id), self.uploads.file(asset_id)
 
+    async def forget_asset(self, asset_id: str) -> None:
+        """See `Engine.forget_asset`."""
+        if self.uploads.was_last(asset_id):
+            with contextlib.suppress(ServiceError):  # it is used, or gone
+                await self.delete_asset(asset_id)
+
     async def delete_asset(self, asset_id: str) -> None:
         """See `Engine.delete_asset`."""
-        if asset_id in self._used():
-            raise ServiceError(409, "in_use", f"{asset_id} is an input of a job that waits or runs")
+        self._check_unused(asset_id)
         self.uploads.remove(asset_id)
 
     # -------------------------------------------------------------------------------------- models

@@ -33,16 +33,13 @@ class Uploads:
     def __init__(self, settings: Settings, store: Store, inspections: Inspections) -> None:
         self.limits, self.store, self.inspections = settings.limits, store, inspections
         self.incoming, self.folder = settings.folder / "uploads", settings.folder / "assets"
+        self._times: dict[str, int] = {}
+        """How often an upload was sent to this process, and once more if it was there before."""
 
     def tidy(self) -> None:
         """Remove what a killed server left behind."""
-        known, more, after = dict[str, Asset](), True, None
-        while more:
-            assets, more = self.store.assets(after=after, limit=1000)
-            known |= {asset.id: asset for asset in assets}
-            after = assets[-1].id if assets else None
-        clip_files.tidy(self.incoming, {})
-        clip_files.tidy(self.folder, known)
+        clip_files.tidy(self.incoming, ())
+        clip_files.tidy(self.folder, self.store.identifiers("assets"))
 
     async def add(self, part: Path, name: str) -> Asset:
         """Take over a file of ``uploads/``; see `kinema.server.engine.Engine.add_asset`."""
@@ -55,21 +52,38 @@ class Uploads:
             digest = await asyncio.to_thread(_digest, part)
             if (there := self._same(digest)) is not None:
                 return there
-            if self.store.assets_bytes() + size > self.limits.assets_bytes:
-                raise _too_large(f"all uploads together may have {self.limits.assets_bytes:,} bytes; delete some first")
+            self._check_room(size)
             found = await self.inspections.inspect(part)
             if (there := self._same(digest)) is not None:  # sent twice at once
                 return there
+            self._check_room(size)  # others have been added meanwhile
             return self._keep(part, name, size, digest, found)
         except OSError as error:
             raise disk_full() if error.errno in FULL else error from error
         finally:
             part.unlink(missing_ok=True)
 
+    def _check_room(self, size: int) -> None:
+        if self.store.assets_bytes() + size > self.limits.assets_bytes:
+            raise _too_large(f"all uploads together may have {self.limits.assets_bytes:,} bytes; delete some first")
+
     def _same(self, digest: str) -> Asset | None:
-        """Return the upload with the same bytes, if there is one."""
+        """Return the upload with the same bytes, if there is one; a record whose file was lost goes."""
         found = self.store.asset_with(digest)
-        return found if found is not None and self.file(found.id).is_file() else None
+        if found is None:
+            return None
+        try:
+            self.file(found.id)
+        except ServiceError:
+            self.remove(found.id)
+            return None
+        self._times[found.id] = self._times.get(found.id, 1) + 1
+        return found
+
+    def was_last(self, asset_id: str) -> bool:
+        """Take back one sending of an upload; whether nobody else has sent it."""
+        self._times[asset_id] = self._times.get(asset_id, 2) - 1
+        return self._times[asset_id] == 0
 
     def _keep(self, part: Path, name: str, size: int, digest: str, found: dict[str, Any]) -> Asset:
         asset_id, recipe = new_id("asset-"), found.pop("recipe", None)
@@ -87,6 +101,7 @@ class Uploads:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        self._times[asset_id] = 1
         return asset
 
     def file(self, asset_id: str) -> Path:
@@ -103,6 +118,7 @@ class Uploads:
     def remove(self, asset_id: str) -> None:
         self.store.asset(asset_id)
         self.store.remove_asset(asset_id)
+        self._times.pop(asset_id, None)
         clip_files.remove(self.folder / asset_id)
 
 

@@ -136,6 +136,10 @@ class Worker:
         except asyncio.CancelledError:
             await child.stop()
             raise
+        except Exception:  # a fault of this process: its job fails, and the device stays in use
+            LOG.exception("a message of the worker of %s cannot be handled", self.device or "the device")
+            await child.stop()
+            return "was stopped, since the server could not handle a message of it"
 
     def _begun(self, first: Message) -> None:
         if first["kind"] == "refused":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -228,6 +229,10 @@ class FakeEngine:
         if asset_id not in self.files:
             raise unknown(f"asset {asset_id}")
         return self.files[asset_id]
+
+    async def forget_asset(self, asset_id):
+        with contextlib.suppress(ServiceError, KeyError):
+            await self.delete_asset(asset_id)
 
     async def delete_asset(self, asset_id):
         if any(asset_id in json.dumps(dict(job.order.request)) and not job.final for job in self.jobs.values()):

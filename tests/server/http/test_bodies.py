@@ -141,6 +141,13 @@ def test_no_path_and_no_url_is_a_name_or_an_identifier(place):
             checked({"task": "animate", **request}, {})
 
 
+def test_a_listed_file_of_the_name_of_a_model_can_be_named():
+    assert listed("model", "./vdm/tiny") == "./vdm/tiny"  # as `kinema.server.catalogue` lists it
+    for name in ("./", "././vdm", "./.hidden", ".//etc", "./~"):
+        with pytest.raises(FieldError, match="expected a name that /v1/models lists"):
+            listed("model", name)
+
+
 @run
 async def test_a_lora_with_a_path_is_refused_for_its_path(tmp_path):
     async with Http(tmp_path) as http:

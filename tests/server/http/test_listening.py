@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import select
 import socket
@@ -9,6 +11,7 @@ import sys
 import time
 import types
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -16,6 +19,8 @@ from running import running
 
 from kinema.schema import BadRequest
 from kinema.server import app as server
+from kinema.server.http import events as streams
+from kinema.server.jobs import Progress
 from kinema.server.settings import Settings
 
 HEAD = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -223,3 +228,19 @@ def test_a_store_that_cannot_be_used_is_refused_before_listening(tmp_path, monke
     monkeypatch.setitem(sys.modules, "kinema.server.supervisor", types.SimpleNamespace(Supervisor=Damaged))
     with pytest.raises(BadRequest, match="the store is damaged"):
         server.serve(Settings(folder=tmp_path, port=0), on_ready=lambda url: pytest.fail("it listens"))
+
+
+def test_a_stream_that_ends_leaves_no_task():
+    async def engine_events(_video_id):
+        while True:
+            yield Progress(kind="note", data={"message": "x"})
+
+    async def read() -> int:
+        engine = SimpleNamespace(events=engine_events)
+        service = SimpleNamespace(engine=engine, stopping=asyncio.Event(), plain=dict)
+        async with contextlib.aclosing(streams._events(service, "video_1", True)) as stream:
+            await anext(stream)
+        await asyncio.sleep(0)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(read()) == 1  # this one

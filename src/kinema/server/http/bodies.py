@@ -10,7 +10,6 @@ import base64
 import json
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from kinema.server.http.errors import FieldError
 from kinema.server.http.fields import FILES, OF_FAMILIES, Field
 from kinema.server.http.forms import Form, nested, read_form, read_json
 from kinema.server.http.security import content_type
-from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, Order, ServiceError
+from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, Order
 from kinema.server.names import BY_FRAME
 from kinema.server.settings import Settings
 from kinema.values import counted, quoted
@@ -46,7 +45,6 @@ class Body:
 
     values: dict[str, Any]
     assets: list[str] = field(default_factory=list)
-    since: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Bodies:
         """Remove the assets that came with a body."""
         with anyio.CancelScope(shield=True):
             for each in body.assets:
-                await self._drop(each, body.since)
+                await self._engine.forget_asset(each)
         body.assets.clear()
 
     async def _read_form(self, request: HttpRequest, body: Body) -> None:
@@ -162,14 +160,6 @@ class Bodies:
             body.assets.append(asset.id)
             found.files[name] = asset.id
         body.values["document"] = found.order()
-
-    async def _drop(self, asset_id: str, since: float) -> None:
-        """Remove an asset that came with a refused body, unless it was there before or is used."""
-        try:
-            if self._engine.asset(asset_id)[0].created_at >= since:
-                await self._engine.delete_asset(asset_id)
-        except ServiceError:
-            pass
 
     # orders
 
@@ -410,7 +400,7 @@ def listed(name: str, value: Any) -> str:
     parts = text.split("/")
     if (
         not 0 < len(text) <= 300
-        or text[0] in "/~."
+        or text.removeprefix("./")[:1] in ("", "/", "~", ".")  # "./NAME": a file whose name a model has already
         or ".." in parts
         or "" in parts
         or "\\" in text
