@@ -55,6 +55,8 @@ async def test_other_fields_override_the_document(tmp_path):
             "task": "generate", "prompt": "a ring", "seed": 3, "width": 32, "height": 48,
             "extra": {"motion_bucket": 7},
         }  # fmt: skip
+        smaller = await http.create(document=document(task="generate", size="768px:16:9"), size="32x48")
+        assert "size" not in smaller["request"]
         longer = await http.create(document=document(task="generate", frames=4, fps=8.0), seconds=2)
         assert longer["request"]["frames"] == 16
 
