@@ -82,7 +82,7 @@ def test_an_existing_list_and_films_without_shots_are_refused(tmp_path):
     (tmp_path / "shots" / shots.LIST).write_text("")
     with pytest.raises(BadRequest, match="already exists"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "shots")
-    with pytest.raises(BadRequest, match="least_seconds is 3 and most_seconds is 2; expected 0 < least_seconds"):
+    with pytest.raises(BadRequest, match="shots are to last 3 to 2 s; expected a --least-seconds above 0"):
         shots.cut(tmp_path / "film.mp4", tmp_path / "other", least_seconds=3, most_seconds=2)
 
 

@@ -80,7 +80,7 @@ def test_the_contrast_correction_is_limited_to_a_factor_of_two(video):
 
 def test_a_missing_anchor_and_an_unknown_mode_are_refused(video):
     nothing = Canvas(Shape.of(video))
-    with pytest.raises(BadRequest, match="no whole frame is given"):
+    with pytest.raises(BadRequest, match="needs a given whole frame"):
         match_colours(video, nothing, "anchor")
     with pytest.raises(BadRequest, match="expected free, seam or anchor"):
         match_colours(video, nothing, "blue")

@@ -59,7 +59,7 @@ def test_requests_above_the_limits_are_refused(planner, request_, message):
 
 def test_defaults_above_the_limits_are_refused_too(planner):
     with pytest.raises(BadRequest, match="frames; this service generates at most 32|steps; this service allows"):
-        plan(planner, "vdm/ucf101", frames=None)
+        plan(planner, "vdm/ucf101", frames=None, prompt="")
 
 
 @pytest.mark.parametrize(
