@@ -19,6 +19,8 @@ def _loaded() -> None:
     [
         ("guidance_interval is 3; expected 2 numbers", "--guidance-interval is 3; expected 2 numbers"),
         ("prompt_spans is 3", "--prompt-at is 3"),
+        ("steps is 0; expected 1 to 10000", "--steps is 0; expected 1 to 10000"),
+        ("region is [1, 0, 1, 1]; expected left < right", "--region is [1, 0, 1, 1]; expected left < right"),
         ("motion_score is added to the prompt", "motion-score is added to the prompt"),
         ("opensora has no option 'decode_overlap'", "opensora has no option 'decode-overlap'"),
     ],
@@ -35,6 +37,10 @@ def test_names_of_options_are_those_of_the_command_line(message: str, shown: str
         "my-guidance_interval is not a model",
         "guidance_interval-2 is not a model",
         "scaling_factor of the vae is 3",
+        "seconds is 3",
+        "the number of steps is 3",
+        "steps.mp4 is damaged",
+        "end is 1 s and start is 9 s",
         "beta_start is 3",
     ],
 )

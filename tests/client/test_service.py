@@ -355,6 +355,26 @@ def test_files_are_sent_once_by_content_and_named_by_identifier(fake, media):
     ]
 
 
+def test_notes_and_refusals_name_files_as_the_caller_does(fake, media):
+    """The service knows `a.png` by its identifier only; another one's identifier stays."""
+    asset, service, events = f"asset-{0:020d}", fake.service(), []
+    fake.job["notes"] = [f"kept the first frame of {asset}, not of {VIDEO}"]
+    service.animate("a.png", "a ball", on_event=events.append)
+    assert Note(f"kept the first frame of a.png, not of {VIDEO}") in events
+    error = {"error": {"message": f"{asset} is 64×64", "code": "invalid_request"}}
+    for path, ask in (("/v1/videos", "run"), ("/v1/videos/plan", "plan")):
+        fake.answers["POST", path] = httpx2.Response(400, json=error)
+        with pytest.raises(BadRequest, match=r"^a\.png is 64×64$"):
+            getattr(service, ask)(Request(task="animate", prompt="a ball", image="a.png"))
+
+
+def test_a_failed_job_names_files_as_the_caller_does(fake, media):
+    error = {"message": f"asset-{0:020d} is damaged", "code": "failed"}
+    fake.streams = [lambda: iter([fake.finish("failed", error=error)])]
+    with pytest.raises(JobFailed, match=r"^a\.png is damaged$"):
+        fake.service().animate("a.png", "a ball")
+
+
 def test_a_video_of_the_service_needs_no_upload(fake, media):
     fake.service().extend(VIDEO, frames=8)
     assert fake.orders[0]["request"]["video"] == VIDEO

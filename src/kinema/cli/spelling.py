@@ -15,6 +15,12 @@ from kinema import registry
 from kinema.schema import Request, flag
 
 _NAME = re.compile(r"(?<![\w./\\-])[a-z]+(?:_[a-z0-9]+)+(?![\w/\\-]|\.\w)")
+_FIRST = re.compile(r"[a-z]+(?= is )")
+_WORDS = (
+    *("seed", "clips", "frames", "height", "width", "fps", "steps", "guidance", "eta", "spacing", "region", "every"),
+    *("keep", "strength", "window", "overlap", "scale"),
+)
+"""Options of one word, which messages name at their beginning."""
 _OPTIONS = (
     "kinema.cli.verbs:ModelOptions",
     "kinema.training.options:TrainOptions",
@@ -25,7 +31,14 @@ _OPTIONS = (
 
 
 def spelled(message: str) -> str:
-    """Return the message with ``guidance_interval`` as ``--guidance-interval``, and a family's option as in --extra."""
+    """Return the message with ``guidance_interval`` as ``--guidance-interval``, and a family's option as in --extra.
+
+    An option of one word, such as ``steps``, is also a common word, so only the one that begins a message is changed:
+    "steps is 0; expected …".
+    """
+    first = _FIRST.match(message)
+    if first and first[0] in _WORDS:
+        message = f"--{message}"
     if not _NAME.search(message):
         return message
     names = {name: name.replace("_", "-") for name in _extras()}

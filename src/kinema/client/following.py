@@ -10,7 +10,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kinema.client.http import Http, Message
@@ -93,10 +93,12 @@ class Follower:
 
 
 class Report:
-    """Calls a listener with the events of a job; each note once, since a new connection repeats them."""
+    """Calls a listener with the events of a job; each note once, since a new connection repeats them, and in the words
+    of ``worded``.
+    """
 
-    def __init__(self, on_event: OnEvent) -> None:
-        self.on_event = on_event
+    def __init__(self, on_event: OnEvent, worded: Callable[[str], str] = str) -> None:
+        self.on_event, self.worded = on_event, worded
         self.notes: set[str] = set()
         self.ahead: int | None = None
 
@@ -122,7 +124,7 @@ class Report:
     def note(self, sentence: str) -> None:
         if sentence and sentence not in self.notes:
             self.notes.add(sentence)
-            self.on_event(Note(sentence))
+            self.on_event(Note(self.worded(sentence)))
 
     def _status(self, data: Mapping[str, Any]) -> None:
         notes = data.get("notes")

@@ -30,6 +30,12 @@ class Sent:
     """Fields of the request that hold files, with the own names in them."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Names of the files in the family's options, by the SHA-256 of their content."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Names of all files that were sent, by the service's identifiers."""
+
+    def worded(self, sentence: str) -> str:
+        """A sentence of the service with the files' own names in place of its identifiers."""
+        return IDENTIFIER.sub(lambda found: self.own.get(found[0], found[0]), sentence)
 
     def renamed(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe with the files' own names in place of the service's, as a local run writes it."""
@@ -82,6 +88,7 @@ class Uploads:
             sent,
             _changed(request.with_files({role: file_name(file) for role, file in roles.items()}), sent),
             {digests[file]: unique[file] for file in options},
+            {identifier: printable(Path(file).name, 80) for file, identifier in identifiers.items()},
         )
 
     def _files_in_options(self, request: Request) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ class Service(Verbs):
         if cancel is not None and cancel.cancelled:
             raise Cancelled(keep_partial=cancel.keep_partial)
         sent = self.uploads.send(request, on_event)
-        report = Report(on_event)
-        job = self.http.json("POST", "/v1/videos", json=self._order(sent.request))
+        report = Report(on_event, sent.worded)
+        job = self._asked("/v1/videos", sent)
         work = _Work(self.http, job, sent)
         try:
             report(Message("status", job))
@@ -89,7 +89,7 @@ class Service(Verbs):
     def plan(self, request: Request) -> dict[str, Any]:
         """What the service would make of a request, without running it: size, steps, reasons, expected seconds."""
         sent = self.uploads.send(request, ignore)
-        return self.http.json("POST", "/v1/videos/plan", json=self._order(sent.request))
+        return self._asked("/v1/videos/plan", sent)
 
     def models(self) -> Sequence[Mapping[str, Any]]:
         """The models, add-ons and LoRAs that requests may name, as the service lists them."""
@@ -116,6 +116,13 @@ class Service(Verbs):
 
     def _run(self, request: Request, *, on_event: OnEvent, preview: Any, cancel: Cancel | None) -> Clip:
         return self.run(request, on_event=on_event, preview=preview, cancel=cancel)
+
+    def _asked(self, path: str, sent: Sent) -> dict[str, Any]:
+        """The answer to the request; a refusal names the files as the caller does."""
+        try:
+            return self.http.json("POST", path, json=self._order(sent.request))
+        except BadRequest as error:
+            raise BadRequest(sent.worded(str(error))) from None
 
     def _order(self, request: Request) -> dict[str, Any]:
         order: dict[str, Any] = {"request": json.loads(request.to_json())}
@@ -180,7 +187,7 @@ class _Work:
     def _ended(self, job: Mapping[str, Any], report: Report, *, keep: bool = False) -> Clip:
         status, error = job.get("status"), job.get("error")
         code, sentence = (error.get("code"), error.get("message")) if isinstance(error, Mapping) else (None, None)
-        sentence = sentence if isinstance(sentence, str) else ""
+        sentence = self.sent.worded(sentence) if isinstance(sentence, str) else ""
         if status == "completed":
             return self._clip(job, report)
         if status == "cancelled":

@@ -235,6 +235,8 @@ def test_the_conditioning_image_is_the_first_whole_frame_or_frame_0():
         ({"decode_chunk": 4.0}, "decode_chunk is 4.0; expected a whole number"),
         ({"decode_tile": 16.0}, "decode_tile is 16.0; expected a whole number"),
         ({"guidance_shape": "square"}, "triangle"),
+        ({"guidance_shape": ["triangle"]}, "guidance_shape is \\['triangle'\\]; expected one of linear, "),
+        ({"guidance_shape": {"triangle": 1}}, "guidance_shape is {'triangle': 1}; expected one of linear, "),
         ({"motion": 3}, "motion_bucket"),
         ({"elevation": 10}, "this svd model has no option"),
     ],

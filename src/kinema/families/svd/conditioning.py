@@ -164,8 +164,10 @@ def check_extra(config: Config, extra: Mapping[str, Any]) -> None:
         if name not in options:
             raise BadRequest(registry.unknown_name("option of this svd model", name, options))
         if name == SHAPE:
+            if not isinstance(value, str):  # a list or a mapping cannot be looked up
+                raise BadRequest(f"{SHAPE} is {value!r}; expected one of {', '.join(SHAPES)}")
             if value not in SHAPES:
-                raise BadRequest(registry.unknown_name("guidance shape", str(value), SHAPES))
+                raise BadRequest(registry.unknown_name("guidance shape", value, SHAPES))
             continue
         if name == ANCHOR:
             if not isinstance(value, bool):
