@@ -26,8 +26,8 @@ from kinema.media.read import read_image, read_video
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "pictures"
 SIDE, GAP, FPS = 128, 8, 8.0
-STUDIO = (720, 450)
-COLOURS = 64
+STUDIO = (560, 350)
+COLOURS = 32
 
 BALL, STAR = "a red ball rolls right", "a green star spins"
 VERBS: dict[str, list[str]] = {
@@ -122,7 +122,7 @@ def write_gif(frames: Sequence[Image.Image], name: str, seconds: float) -> Path:
     return path
 
 
-def thinned(frames: list, most: int = 30) -> list:
+def thinned(frames: list, most: int = 24) -> list:
     """Return at most ``most`` frames at even distances, and the last twelve."""
     running, ended = frames[:-12], frames[-12:]
     step = max(1, -(-len(running) // (most - len(ended))))
