@@ -73,9 +73,10 @@ class Service(Verbs):
             raise BadRequest("a service runs a Request; recipes are replayed on this machine")
         if cancel is not None and cancel.cancelled:
             raise Cancelled(keep_partial=cancel.keep_partial)
-        sent = self.uploads.send(request, on_event)
         report = Report(on_event)
-        job = self.http.json("POST", "/v1/videos", json=self._order(sent.request))
+        sent, job = self.uploads.order(
+            request, on_event, lambda own: self.http.json("POST", "/v1/videos", json=self._order(own))
+        )
         work = _Work(self.http, job, sent)
         try:
             report(Message("status", job))
@@ -88,8 +89,9 @@ class Service(Verbs):
 
     def plan(self, request: Request) -> dict[str, Any]:
         """What the service would make of a request, without running it: size, steps, reasons, expected seconds."""
-        sent = self.uploads.send(request, ignore)
-        return self.http.json("POST", "/v1/videos/plan", json=self._order(sent.request))
+        return self.uploads.order(
+            request, ignore, lambda own: self.http.json("POST", "/v1/videos/plan", json=self._order(own))
+        )[1]
 
     def models(self) -> Sequence[Mapping[str, Any]]:
         """The models, add-ons and LoRAs that requests may name, as the service lists them."""
