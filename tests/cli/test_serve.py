@@ -17,6 +17,7 @@ from kinema.cli.main import main
 from kinema.cli.options import parse
 from kinema.schema import BadRequest
 from kinema.server.settings import Limits, Settings
+from kinema.values import is_loopback
 
 TOKEN = "abcdefghijklmnop0123"
 
@@ -211,7 +212,7 @@ def test_the_token_is_never_shown_and_not_passed_on(started, capsys, monkeypatch
 
 @pytest.mark.parametrize(
     ("host", "alone"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)],
+    [("127.0.0.1", True), ("127.1.2.3", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False), ("", False)],
 )
 def test_which_addresses_only_this_machine_reaches(host, alone):
-    assert serve.is_loopback(host) is alone
+    assert is_loopback(host) is alone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from kinema.bounds import printable, read_bytes
 from kinema.cli.options import parse, with_defaults
 from kinema.options import Option
 from kinema.schema import BadRequest
+from kinema.values import is_loopback
 
 if TYPE_CHECKING:
     from kinema.server.settings import Limits, Settings
@@ -30,7 +30,6 @@ EXAMPLE = "kinema serve"
 NEEDED = ("fastapi", "uvicorn", "sse_starlette", "python_multipart", "prometheus_client")
 """What the extra `serve` installs."""
 TOKEN = "KINEMA_TOKEN"
-LEAST_TOKEN, MAX_TOKEN = 16, 256
 SERVICE = [
     Option(
         "folder",
@@ -225,14 +224,6 @@ def check(settings: Settings) -> None:
     _check_port(settings.host, settings.port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def data_folder() -> Path:
     """Where programs of this user keep data: ``$XDG_DATA_HOME/kinema`` or what the system uses."""
     if given := os.environ.get("XDG_DATA_HOME"):
@@ -277,6 +268,8 @@ def _check_port(host: str, port: int) -> None:
 
 def _token(given: str | None, file: Path | None) -> str | None:
     """The token of the option, the file or the environment. It is never part of a message."""
+    from kinema.server.settings import LEAST_TOKEN, MAX_TOKEN, is_token
+
     if given is not None and file is not None:
         raise BadRequest("--token and --token-file both set the token; give one of them")
     if file is not None:
@@ -285,7 +278,7 @@ def _token(given: str | None, file: Path | None) -> str | None:
         where, given = ("--token", given) if given is not None else (TOKEN, os.environ.get(TOKEN) or None)
     if given is None:
         return None
-    if not LEAST_TOKEN <= len(given) <= MAX_TOKEN or not all("!" <= c <= "~" for c in given):
+    if not is_token(given):
         raise BadRequest(
             f"the token of {where} cannot be used; expected {LEAST_TOKEN} to {MAX_TOKEN} ASCII characters without "
             "spaces, such as those of `openssl rand -hex 32`"

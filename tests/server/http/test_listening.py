@@ -182,7 +182,7 @@ def test_a_used_port_is_refused_in_a_sentence(tmp_path):
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "127.0.0.1.5"])
 def test_an_address_of_no_machine_is_refused(tmp_path, host):
     with pytest.raises(BadRequest, match="is no address of this machine|cannot listen on"):
-        server.serve(Settings(folder=tmp_path, host=host, token="correct-horse"))
+        server.serve(Settings(folder=tmp_path, host=host, token="correct-horse-battery"))
 
 
 class Idle:

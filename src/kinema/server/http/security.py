@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kinema.schema import BadRequest
 from kinema.server.http.errors import FieldError, Public, answer, refused
 from kinema.server.jobs import ServiceError
-from kinema.server.settings import Limits, Settings
-from kinema.values import quoted
+from kinema.server.settings import LEAST_TOKEN, MAX_TOKEN, Limits, Settings, is_token
+from kinema.values import is_loopback, quoted
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PAGES = frozenset({"/", "/docs"})
@@ -58,13 +58,6 @@ _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@]+)")
 _PORTS = {"http": "80", "https": "443"}
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def check_address(settings: Settings) -> None:
     """Raise BadRequest if the service would be open to others without a token."""
     if not is_loopback(settings.host) and not settings.token:
@@ -72,8 +65,10 @@ def check_address(settings: Settings) -> None:
             f"{settings.host} is not a loopback address, so others could use the service; set a token, or listen on "
             "127.0.0.1"
         )
-    if settings.token is not None and not re.fullmatch(r"[\x21-\x7e]{8,512}", settings.token):
-        raise BadRequest("the token has other characters than printable ASCII, or not 8 to 512 of them")
+    if settings.token is not None and not is_token(settings.token):
+        raise BadRequest(
+            f"the token has other characters than printable ASCII, or not {LEAST_TOKEN} to {MAX_TOKEN} of them"
+        )
 
 
 class Hosts:
