@@ -112,6 +112,15 @@ def test_the_folder_is_created_for_this_user_alone(started, tmp_path):
     assert stat.S_IMODE((tmp_path / "data/kinema/service").stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(("mode", "open_"), [(0o755, True), (0o750, True), (0o700, False)])
+def test_a_folder_that_others_can_read_keeps_its_permissions_and_is_named(started, capsys, tmp_path, mode, open_):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(mode)
+    main(["serve", "--port", "0", "--folder", "own"])
+    assert ("other users may read or change --folder own" in capsys.readouterr().err) is open_
+    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == mode
+
+
 def test_a_port_that_is_taken_is_refused(started, capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -142,6 +142,8 @@ def serve(argv: Sequence[str]) -> int:
     """Run the service until Ctrl-C (exit code 130) or SIGTERM (143)."""
     settings = settings_of(parse(OPTIONS, argv, "kinema serve", ABOUT, EXAMPLE, GROUPS))
     check(settings)
+    if sys.platform != "win32" and settings.folder.stat().st_mode & 0o077:
+        _say(_open_to_others(settings.folder))
     os.environ.pop(TOKEN, None)  # workers have no use for it
     from kinema.server.app import serve as run
 
@@ -310,6 +312,11 @@ def _bytes(flag: str, text: str) -> int:
 def _welcome(url: str, settings: Settings) -> str:
     guarded = "clients need the token" if settings.token else "no token is needed on this machine"
     return f"serving on {url} ({guarded}); jobs are kept in {printable(str(settings.folder), 200)}; Ctrl-C stops"
+
+
+def _open_to_others(folder: Path) -> str:
+    where = printable(str(folder), 200)
+    return f"other users may read or change --folder {where}, which keeps its permissions; use chmod 700"
 
 
 def _say(text: str) -> None:
