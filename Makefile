@@ -4,7 +4,7 @@
 # make dev    create .venv for development, with git hooks
 # make fuzz   read 20,000 damaged files: every reader succeeds or refuses in one line
 # make report write the temporal-consistency report in docs/evidence
-# make pictures write the pictures of README (the studio's needs Chromium)
+# make images write the images of README (that of the studio needs Chromium); also called make pictures
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 2
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 GROUND := pyproject.toml constraints.txt
 
-.PHONY: demo test check fuzz dev report pictures
+.PHONY: demo test check fuzz dev report images pictures
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -37,8 +37,8 @@ dev: $(VENV)/.test
 report: $(VENV)/.test
 	$(BIN)/kinema evaluate --report --evidence docs/evidence --overwrite
 
-pictures: $(VENV)/.test
-	$(BIN)/python tools/pictures.py
+images pictures: $(VENV)/.test
+	$(BIN)/python tools/images.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

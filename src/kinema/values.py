@@ -19,6 +19,19 @@ _NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a n
 _SEVERAL = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
+# ------------------------------------------------------------------------------------- addresses
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; IPv6 addresses may be in brackets."""
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 # ------------------------------------------------------------------------------------- quoting
 
 

@@ -17,6 +17,7 @@ from kinema.cli.main import main
 from kinema.cli.options import parse
 from kinema.schema import BadRequest
 from kinema.server.settings import Limits, Settings
+from kinema.values import is_loopback
 
 TOKEN = "abcdefghijklmnop0123"
 
@@ -109,6 +110,15 @@ def test_the_service_says_where_it_is_what_it_interrupted_and_ends_with_the_sign
 def test_the_folder_is_created_for_this_user_alone(started, tmp_path):
     main(["serve", "--port", "0"])
     assert stat.S_IMODE((tmp_path / "data/kinema/service").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("mode", "open_"), [(0o755, True), (0o750, True), (0o700, False)])
+def test_a_folder_that_others_can_read_keeps_its_permissions_and_is_named(started, capsys, tmp_path, mode, open_):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(mode)
+    main(["serve", "--port", "0", "--folder", "own"])
+    assert ("other users may read or change --folder own" in capsys.readouterr().err) is open_
+    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == mode
 
 
 def test_a_port_that_is_taken_is_refused(started, capsys):
@@ -211,7 +221,7 @@ def test_the_token_is_never_shown_and_not_passed_on(started, capsys, monkeypatch
 
 @pytest.mark.parametrize(
     ("host", "alone"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)],
+    [("127.0.0.1", True), ("127.1.2.3", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False), ("", False)],
 )
 def test_which_addresses_only_this_machine_reaches(host, alone):
-    assert serve.is_loopback(host) is alone
+    assert is_loopback(host) is alone

@@ -375,6 +375,31 @@ def test_a_failed_job_names_files_as_the_caller_does(fake, media):
         fake.service().animate("a.png", "a ball")
 
 
+def test_files_that_are_gone_from_the_service_are_sent_again_once(fake, media):
+    service = fake.service()
+    options = {"keyframes": {2: "b.png"}}
+    service.animate("a.png", "a ball", **options)
+    gone = [f"asset-{n:020d}" for n in range(2)]
+
+    def create(request):
+        order = json.loads(request.read())
+        text = json.dumps(order)
+        fake.orders.append(order)
+        for each in gone:
+            if each in text:
+                return httpx2.Response(404, json={"error": {"message": f"there is no asset {each!r}"}})
+        return httpx2.Response(200, json=fake.job)
+
+    fake.answers["POST", "/v1/videos"] = create
+    service.animate("a.png", "a ball", **options)
+    assert fake.orders[-1]["request"]["image"] == f"asset-{2:020d}"
+    assert len(fake.assets) == 4
+    gone += [f"asset-{n:020d}" for n in range(2, 6)]
+    with pytest.raises(BadRequest, match="there is no asset"):  # a service that loses what was sent just now
+        service.animate("a.png", "a ball")
+    assert len(fake.assets) == 5
+
+
 def test_a_video_of_the_service_needs_no_upload(fake, media):
     fake.service().extend(VIDEO, frames=8)
     assert fake.orders[0]["request"]["video"] == VIDEO

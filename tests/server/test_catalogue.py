@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
 from kinema.server import catalogue as catalogues
@@ -96,3 +99,24 @@ def test_rows_of_loras_and_add_ons_say_what_they_are(catalogue):
     rows = {row["id"]: row for row in catalogue.others()}
     assert (rows["soft"]["kind"], rows["soft"]["bytes"]) == ("lora", 1)
     assert rows["animatediff-pocket-night"]["slot"] == "style"
+
+
+def test_an_old_listing_is_walked_again_once_outside_of_the_event_loop(catalogue, folder, monkeypatch):
+    places, real = [], catalogues._in_folder
+
+    def walk(root):
+        places.append(threading.current_thread())
+        return real(root)
+
+    async def both() -> set[str]:
+        await asyncio.gather(catalogue.refresh(), catalogue.refresh())
+        return files(catalogue)
+
+    files(catalogue)
+    monkeypatch.setattr(catalogues, "_in_folder", walk)
+    monkeypatch.setattr(catalogues, "FRESH", 0.5)
+    catalogue._found = (catalogue._found[0] - 1, *catalogue._found[1:])
+    (folder / "new.safetensors").write_bytes(b"x")
+    assert "new.safetensors" in asyncio.run(both())
+    assert len(places) == 1
+    assert places[0] is not threading.main_thread()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from kinema.schema import BadRequest, Clip
 from kinema.server import dispatcher as dispatchers
+from kinema.server import workers
 from kinema.server.jobs import Asset, Job, Order, Progress, ServiceError
 from kinema.server.settings import Limits, Settings
 from kinema.server.supervisor import Supervisor
@@ -279,6 +280,24 @@ def test_a_killed_idle_worker_is_started_again_and_waiting_jobs_run_once(engine,
 
     job = run(killed())
     assert (job.status, job.attempts, job.kills) == ("completed", 1, 0)
+
+
+def test_a_job_before_whose_beginning_three_workers_end_fails(engine, run, monkeypatch):
+    real, given = Worker.run, []
+
+    def kill(worker: Worker, job: str, message: dict) -> None:
+        os.kill(worker.child.pid, signal.SIGSTOP)  # it gets the job and never begins it
+        real(worker, job, message)
+        given.append(job)
+        assert len(given) <= 3
+        worker.kill()
+
+    monkeypatch.setattr(Worker, "run", kill)
+    monkeypatch.setattr(workers, "BACKOFF", 0.01)
+    job = run(engine.submit(order()))
+    failed = run(finished(engine, job.id))
+    assert (failed.status, failed.error_code, failed.kills, given) == ("failed", "worker_died", 1, [job.id] * 3)
+    assert failed.error_message.startswith("3 workers ended before they began this job; the last one was killed")
 
 
 def test_a_job_that_kills_its_worker_twice_is_not_tried_again_and_the_next_one_runs(engine, run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from kinema.bounds import printable, read_bytes
 from kinema.cli.options import parse, with_defaults
 from kinema.options import Option
 from kinema.schema import BadRequest
+from kinema.values import is_loopback
 
 if TYPE_CHECKING:
     from kinema.server.settings import Limits, Settings
@@ -30,7 +30,6 @@ EXAMPLE = "kinema serve"
 NEEDED = ("fastapi", "uvicorn", "sse_starlette", "python_multipart", "prometheus_client")
 """What the extra `serve` installs."""
 TOKEN = "KINEMA_TOKEN"
-LEAST_TOKEN, MAX_TOKEN = 16, 256
 SERVICE = [
     Option(
         "folder",
@@ -143,6 +142,8 @@ def serve(argv: Sequence[str]) -> int:
     """Run the service until Ctrl-C (exit code 130) or SIGTERM (143)."""
     settings = settings_of(parse(OPTIONS, argv, "kinema serve", ABOUT, EXAMPLE, GROUPS))
     check(settings)
+    if sys.platform != "win32" and settings.folder.stat().st_mode & 0o077:
+        _say(_open_to_others(settings.folder))
     os.environ.pop(TOKEN, None)  # workers have no use for it
     from kinema.server.app import serve as run
 
@@ -225,14 +226,6 @@ def check(settings: Settings) -> None:
     _check_port(settings.host, settings.port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def data_folder() -> Path:
     """Where programs of this user keep data: ``$XDG_DATA_HOME/kinema`` or what the system uses."""
     if given := os.environ.get("XDG_DATA_HOME"):
@@ -277,6 +270,8 @@ def _check_port(host: str, port: int) -> None:
 
 def _token(given: str | None, file: Path | None) -> str | None:
     """The token of the option, the file or the environment. It is never part of a message."""
+    from kinema.server.settings import LEAST_TOKEN, MAX_TOKEN, is_token
+
     if given is not None and file is not None:
         raise BadRequest("--token and --token-file both set the token; give one of them")
     if file is not None:
@@ -285,7 +280,7 @@ def _token(given: str | None, file: Path | None) -> str | None:
         where, given = ("--token", given) if given is not None else (TOKEN, os.environ.get(TOKEN) or None)
     if given is None:
         return None
-    if not LEAST_TOKEN <= len(given) <= MAX_TOKEN or not all("!" <= c <= "~" for c in given):
+    if not is_token(given):
         raise BadRequest(
             f"the token of {where} cannot be used; expected {LEAST_TOKEN} to {MAX_TOKEN} ASCII characters without "
             "spaces, such as those of `openssl rand -hex 32`"
@@ -317,6 +312,11 @@ def _bytes(flag: str, text: str) -> int:
 def _welcome(url: str, settings: Settings) -> str:
     guarded = "clients need the token" if settings.token else "no token is needed on this machine"
     return f"serving on {url} ({guarded}); jobs are kept in {printable(str(settings.folder), 200)}; Ctrl-C stops"
+
+
+def _open_to_others(folder: Path) -> str:
+    where = printable(str(folder), 200)
+    return f"other users may read or change --folder {where}, which keeps its permissions; use chmod 700"
 
 
 def _say(text: str) -> None:

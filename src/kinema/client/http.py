@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from kinema.bounds import from_json, printable
 from kinema.schema import BadRequest, JobFailed
+from kinema.values import is_loopback
 
 if TYPE_CHECKING:
     import httpx2
@@ -47,12 +47,13 @@ class Http:
 
         self.url = _checked(url)
         host = httpx2.URL(self.url).host
+        here = is_loopback(host) or host.endswith(".localhost")
         self.client = httpx2.Client(
             base_url=self.url,
             # A compressed answer could be larger than what arrives.
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {}),
             timeout=httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            trust_env=not _is_loopback(host),  # a proxy for the internet cannot reach this machine
+            trust_env=not here,  # a proxy for the internet cannot reach this machine
             transport=transport,
         )
 
@@ -179,10 +180,3 @@ def _checked(url: str) -> str:
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise BadRequest(f"the service's address holds more than a host, a port and a path; {expected}")
     return url.rstrip("/").removesuffix("/v1")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -63,6 +63,26 @@ class Uploads:
         self.assets: dict[str, str] = {}
         """Identifiers by SHA-256."""
 
+    def order(
+        self, request: Request, on_event: OnEvent, post: Callable[[Request], dict[str, Any]]
+    ) -> tuple[Sent, dict[str, Any]]:
+        """Send the files of a request, then the request with ``post``. Files that were sent earlier and are gone from
+        the service by now are sent again; another refusal names the files as the caller does.
+        """
+        earlier = set(self.assets.values())
+        while True:
+            sent = self.send(request, on_event)
+            try:
+                return sent, post(sent.request)
+            except BadRequest as error:
+                missing = [name for name in earlier if f"there is no asset {name!r}" in str(error)]
+                gone = {digest: name for digest, name in self.assets.items() if name in missing}
+                if not gone:
+                    raise BadRequest(sent.worded(str(error))) from None
+            for digest, name in gone.items():
+                self.assets.pop(digest, None)
+                earlier.discard(name)
+
     def send(self, request: Request, on_event: OnEvent) -> Sent:
         """Send the files of a request. Raises BadRequest for one that is missing, a folder, or refused."""
         roles = {role: file for role, file in request.files().items() if not _is_identifier(file)}

@@ -73,9 +73,8 @@ class Service(Verbs):
             raise BadRequest("a service runs a Request; recipes are replayed on this machine")
         if cancel is not None and cancel.cancelled:
             raise Cancelled(keep_partial=cancel.keep_partial)
-        sent = self.uploads.send(request, on_event)
+        sent, job = self._ordered("/v1/videos", request, on_event)
         report = Report(on_event, sent.worded)
-        job = self._asked("/v1/videos", sent)
         work = _Work(self.http, job, sent)
         try:
             report(Message("status", job))
@@ -88,8 +87,7 @@ class Service(Verbs):
 
     def plan(self, request: Request) -> dict[str, Any]:
         """What the service would make of a request, without running it: size, steps, reasons, expected seconds."""
-        sent = self.uploads.send(request, ignore)
-        return self._asked("/v1/videos/plan", sent)
+        return self._ordered("/v1/videos/plan", request, ignore)[1]
 
     def models(self) -> Sequence[Mapping[str, Any]]:
         """The models, add-ons and LoRAs that requests may name, as the service lists them."""
@@ -117,12 +115,8 @@ class Service(Verbs):
     def _run(self, request: Request, *, on_event: OnEvent, preview: Any, cancel: Cancel | None) -> Clip:
         return self.run(request, on_event=on_event, preview=preview, cancel=cancel)
 
-    def _asked(self, path: str, sent: Sent) -> dict[str, Any]:
-        """The answer to the request; a refusal names the files as the caller does."""
-        try:
-            return self.http.json("POST", path, json=self._order(sent.request))
-        except BadRequest as error:
-            raise BadRequest(sent.worded(str(error))) from None
+    def _ordered(self, path: str, request: Request, on_event: OnEvent) -> tuple[Sent, dict[str, Any]]:
+        return self.uploads.order(request, on_event, lambda own: self.http.json("POST", path, json=self._order(own)))
 
     def _order(self, request: Request) -> dict[str, Any]:
         order: dict[str, Any] = {"request": json.loads(request.to_json())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -49,6 +50,7 @@ class Catalogue:
         self.presets: Mapping[str, Sequence[str]] = {}
         """Families to their presets, as the planner reports them."""
         self._found: tuple[float, dict[str, Entry], dict[str, Path]] | None = None
+        self._walking = asyncio.Lock()
 
     def model(self, name: str) -> Entry:
         """Raises `ServiceError` 400 for a name that is not listed."""
@@ -97,16 +99,29 @@ class Catalogue:
         return self._listing()[2]
 
     def _listing(self) -> tuple[float, dict[str, Entry], dict[str, Path]]:
-        now = time.monotonic()
-        if self._found is None or now - self._found[0] > FRESH:
-            models = {entry.id: entry for entry in _included()}
-            for folder in self.settings.model_folders:
-                for entry in _in_folder(folder):
-                    taken = entry.id in models or entry.id in registry.ADD_ONS or _PRESET.fullmatch(entry.id)
-                    name = f"./{entry.id}" if taken and entry.id.partition("/")[0] in _RESERVED else entry.id
-                    models.setdefault(name, Entry(name, "file", entry.source, entry.path, None, entry.stamp))
-            self._found = now, models, _loras_of(self.settings.lora_folder)
-        return self._found
+        found = self._fresh()
+        if found is None:
+            found = self._found = self._walk()
+        return found
+
+    def _fresh(self) -> tuple[float, dict[str, Entry], dict[str, Path]] | None:
+        return None if self._found is None or time.monotonic() - self._found[0] > FRESH else self._found
+
+    async def refresh(self) -> None:
+        """Walk the folders in a thread if the listing is old; names that are asked for right after it do not block."""
+        async with self._walking:
+            if self._fresh() is None:
+                self._found = await asyncio.to_thread(self._walk)
+
+    def _walk(self) -> tuple[float, dict[str, Entry], dict[str, Path]]:
+        models = {entry.id: entry for entry in _included()}
+        for folder in self.settings.model_folders:
+            for entry in _in_folder(folder):
+                taken = entry.id in models or entry.id in registry.ADD_ONS or _PRESET.fullmatch(entry.id)
+                name = f"./{entry.id}" if taken and entry.id.partition("/")[0] in _RESERVED else entry.id
+                models.setdefault(name, Entry(name, "file", entry.source, entry.path, None, entry.stamp))
+        loras = _loras_of(self.settings.lora_folder)
+        return time.monotonic(), models, loras
 
 
 _RESERVED = {*registry.EMBEDDED, *registry.ADD_ONS, *registry.ALIASES, *registry.FAMILIES}

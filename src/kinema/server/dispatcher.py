@@ -25,6 +25,8 @@ RETRY = 1.0
 PATIENCE = 600.0
 """Seconds that a cancelled job may take to stop before its worker is killed."""
 EVENTS = ("phase", "step", "preview", "note", "memory")
+MAX_UNBEGUN = 3
+"""Workers that may end between getting a job and beginning it; the job fails with the last of them."""
 STOPPED = "the server stopped while this job ran; retry it to run it again"
 
 
@@ -37,6 +39,8 @@ class Dispatcher:
         self.folder = settings.folder
         self.workers: list[Worker] = []
         self.live: dict[str, Live] = {}
+        self._unbegun: dict[str, int] = {}
+        """How many workers ended since they got a job and before they began it, by job."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._again: asyncio.TimerHandle | None = None
@@ -252,18 +256,28 @@ class Dispatcher:
         job = self.store.get(video_id)
         status: Status
         changes: dict[str, Any]
-        if not self.live[video_id].begun and job.status == "in_progress":  # nothing has run
+        if self._runs_again(job):
             status, changes = "queued", {"position": job.position, "attempts": job.attempts - 1, "started_at": None}
         elif self._stopping:
             status, changes = self._left_by(job, "interrupted", "interrupted", STOPPED)
         else:
             why = f"the worker {how} while this job ran"
+            if not self.live[video_id].begun and job.status == "in_progress":
+                why = f"{MAX_UNBEGUN} workers ended before they began this job; the last one {how}"
             why += "; the system may have run out of memory" if "signal 9" in how else ""
             status, changes = self._left_by(job, "failed", "worker_died", why)
             changes |= {"kills": job.kills + 1} if status != "completed" else {}
         for part in (self.folder / "jobs").glob(f"{video_id}.*"):
             clip_files.remove(part)
         await self._store_end(worker, video_id, status, changes)
+
+    def _runs_again(self, job: Job) -> bool:
+        """Whether a job whose worker is gone waits again: nothing of it has run, and it may not be the cause."""
+        if self.live[job.id].begun or job.status != "in_progress":
+            return False
+        if not self._stopping:
+            self._unbegun[job.id] = self._unbegun.get(job.id, 0) + 1
+        return self._unbegun.get(job.id, 0) < MAX_UNBEGUN
 
     async def _store_end(self, worker: Worker, video_id: str, status: Status, changes: Mapping[str, Any]) -> None:
         """Store the end of a job, as soon as the disk allows, and let its worker take the next one."""
@@ -280,6 +294,8 @@ class Dispatcher:
                     break
                 await asyncio.sleep(RETRY)
         self.live.pop(video_id, None)
+        if status != "queued":
+            self._unbegun.pop(video_id, None)
         worker.free()
         if job is not None:
             self.publish(job)

@@ -42,11 +42,13 @@ class Models:
         self._described: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     async def rows(self) -> Sequence[Mapping[str, Any]]:
+        await self.catalogue.refresh()
         if not self.catalogue.presets:
             await self.planning.ask({"do": "describe", **self._source(self.catalogue.model("zoetrope"))}, 60.0)
         default = self.settings.aliases.get(self.settings.model, self.settings.model)
-        rows = [await self._row(entry) | {"default": entry.id == default} for entry in self.catalogue.entries()]
-        return [*rows, *self.catalogue.others()]
+        await self.catalogue.refresh()
+        entries, others = self.catalogue.entries(), self.catalogue.others()
+        return [*[await self._row(entry) | {"default": entry.id == default} for entry in entries], *others]
 
     async def _row(self, entry: Entry) -> dict[str, Any]:
         described = await self._description(entry)
@@ -88,6 +90,7 @@ class Models:
             raise ServiceError(404, "not_found", registry.unknown_name("published model", model_id, registry.ALIASES))
         if self.settings.offline:
             raise ServiceError(403, "offline", "this service downloads nothing; start it with --allow-downloads")
+        await self.catalogue.refresh()
         before = self.downloads.get(model_id)
         if before is None or before.state != "running":
             download = self.downloads[model_id] = Download()

@@ -7,6 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GIB = 2**30
+LEAST_TOKEN, MAX_TOKEN = 16, 256
+"""Minimum and maximum length of the token."""
+
+
+def is_token(text: str) -> bool:
+    """Whether a text can be the service's token: ASCII without spaces, of a length that cannot be guessed."""
+    return LEAST_TOKEN <= len(text) <= MAX_TOKEN and all("!" <= c <= "~" for c in text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,6 +113,7 @@ class Supervisor:
         limits = self.settings.limits
         most = {"frames": limits.frames, "pixels": limits.pixels, "steps": limits.steps}
         memory = self.settings.memory or next((each.about.get("memory_limit") for each in self.workers), None)
+        await self.catalogue.refresh()
         message = {"do": "plan", **self.names.resolve(order).message(), "limits": most, "memory": memory}
         answer = await self.planning.ask(message, limits.plan_seconds)
         seconds, measured = estimates.estimate(self.store, order.model, answer["forecast"])
@@ -122,6 +123,7 @@ class Supervisor:
         """See `Engine.submit`."""
         self._check_room()
         settled, order = await self._planned(order)
+        await self.catalogue.refresh()
         self._check_room()
         self.names.resolve(order)  # the files may have been deleted meanwhile
         request = {**order.request, "seed": settled.seed}
@@ -175,6 +177,7 @@ class Supervisor:
             )
         if not job.final or job.status == "completed":
             raise ServiceError(409, "wrong_state", f"{video_id} is {job.status}; only unfinished jobs are tried again")
+        await self.catalogue.refresh()
         try:
             self.names.resolve(job.order)
         except ServiceError as error:

@@ -12,7 +12,7 @@ from kinema.server.app import create_app
 from kinema.server.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
-TOKEN = "correct-horse"
+TOKEN = "correct-horse-battery"
 
 
 class Http:

@@ -20,7 +20,7 @@ from running import running
 from kinema.schema import BadRequest
 from kinema.server import app as server
 from kinema.server.http import events as streams
-from kinema.server.jobs import Progress
+from kinema.server.jobs import Progress, ServiceError
 from kinema.server.settings import Settings
 
 HEAD = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -182,7 +182,7 @@ def test_a_used_port_is_refused_in_a_sentence(tmp_path):
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "127.0.0.1.5"])
 def test_an_address_of_no_machine_is_refused(tmp_path, host):
     with pytest.raises(BadRequest, match="is no address of this machine|cannot listen on"):
-        server.serve(Settings(folder=tmp_path, host=host, token="correct-horse"))
+        server.serve(Settings(folder=tmp_path, host=host, token="correct-horse-battery"))
 
 
 class Idle:
@@ -228,6 +228,18 @@ def test_a_store_that_cannot_be_used_is_refused_before_listening(tmp_path, monke
     monkeypatch.setitem(sys.modules, "kinema.server.supervisor", types.SimpleNamespace(Supervisor=Damaged))
     with pytest.raises(BadRequest, match="the store is damaged"):
         server.serve(Settings(folder=tmp_path, port=0), on_ready=lambda url: pytest.fail("it listens"))
+
+
+def test_the_stream_of_a_video_that_was_removed_before_its_first_event_ends():
+    async def engine_events(_video_id):
+        raise ServiceError(404, "not_found", "there is no video")
+        yield
+
+    async def read() -> list:
+        service = SimpleNamespace(engine=SimpleNamespace(events=engine_events), stopping=asyncio.Event(), plain=dict)
+        return [event async for event in streams._events(service, "video_1", True)]
+
+    assert asyncio.run(read()) == []
 
 
 def test_a_stream_that_ends_leaves_no_task():

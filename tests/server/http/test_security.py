@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from over import TOKEN, Http, run
+from over import TOKEN, Http, message, run
 
 from kinema.schema import BadRequest
 from kinema.server.http import security
@@ -85,6 +87,33 @@ async def test_the_documentation_runs_no_script_and_loads_nothing(tmp_path):
 
 
 @run
+async def test_one_form_more_than_are_received_at_once_is_503_and_others_are_answered(tmp_path):
+    going = asyncio.Event()
+
+    async def slow():
+        yield b"--x\r\n"
+        await going.wait()
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+
+    async def fill(http):
+        open_ones = [asyncio.create_task(http.post("/v1/assets", content=slow(), headers=headers)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        refused = await http.post("/v1/assets", content=b"--x--", headers=headers)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert message(refused) == "the service is receiving 2 forms; try again"
+        assert (await http.post("/v1/queue/pause")).status_code == 200
+        going.set()
+        assert [answer.status_code for answer in await asyncio.gather(*open_ones)] == [400, 400]
+        assert (await http.post("/v1/assets", content=b"--x--", headers=headers)).status_code == 400
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(security, "MAX_FORMS", 2)
+        async with Http(tmp_path) as http:
+            await fill(http)
+
+
+@run
 async def test_no_answer_permits_another_origin(tmp_path):
     async with Http(tmp_path) as http:
         for path in ("/", "/v1/videos", "/nothing"):
@@ -100,8 +129,8 @@ async def test_no_answer_permits_another_origin(tmp_path):
         ({"host": "0.0.0.0"}, "not a loopback address"),
         ({"host": "192.168.1.5"}, "not a loopback address"),
         ({"host": "studio.example"}, "not a loopback address"),
-        ({"token": "short"}, "8 to 512"),
-        ({"token": "with a space"}, "printable"),
+        ({"token": "x" * 15}, "16 to 256"),
+        ({"token": "with a space in it"}, "printable"),
     ],
 )
 def test_an_open_address_without_a_token_is_refused(tmp_path, settings, expected):

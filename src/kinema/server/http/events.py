@@ -71,6 +71,9 @@ async def _events(service: Service, video_id: str, previews: bool) -> AsyncItera
             number += 1
             data = json.dumps(_data(service, video_id, progress), ensure_ascii=False, allow_nan=False)
             yield ServerSentEvent(data, event=progress.kind, id=str(number), sep="\n")
+    except ServiceError as error:
+        if error.status != 404:  # else the video was removed before its first event: nothing is left to tell
+            raise
     finally:
         stopping.cancel()
         if hasattr(source, "aclose"):

@@ -12,7 +12,8 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -22,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kinema.schema import BadRequest
 from kinema.server.http.errors import FieldError, Public, answer, refused
 from kinema.server.jobs import ServiceError
-from kinema.server.settings import Limits, Settings
-from kinema.values import quoted
+from kinema.server.settings import LEAST_TOKEN, MAX_TOKEN, Limits, Settings, is_token
+from kinema.values import is_loopback, quoted
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PAGES = frozenset({"/", "/docs"})
@@ -41,6 +42,8 @@ STALLED = 60.0
 """Seconds after which a client that reads nothing of its answer is disconnected."""
 MAX_REQUESTS = 512
 """Maximum requests that are answered at the same time, event streams included."""
+MAX_FORMS = 16
+"""Maximum forms that are received and read at the same time. Their files lie on disk before they count as assets."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -55,13 +58,6 @@ _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@]+)")
 _PORTS = {"http": "80", "https": "443"}
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def check_address(settings: Settings) -> None:
     """Raise BadRequest if the service would be open to others without a token."""
     if not is_loopback(settings.host) and not settings.token:
@@ -69,8 +65,10 @@ def check_address(settings: Settings) -> None:
             f"{settings.host} is not a loopback address, so others could use the service; set a token, or listen on "
             "127.0.0.1"
         )
-    if settings.token is not None and not re.fullmatch(r"[\x21-\x7e]{8,512}", settings.token):
-        raise BadRequest("the token has other characters than printable ASCII, or not 8 to 512 of them")
+    if settings.token is not None and not is_token(settings.token):
+        raise BadRequest(
+            f"the token has other characters than printable ASCII, or not {LEAST_TOKEN} to {MAX_TOKEN} of them"
+        )
 
 
 class Hosts:
@@ -202,7 +200,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, public: Public, count: Callable[[Scope, int], None]) -> None:
         self._app, self._public, self._count = app, public, count
         self._checks, self._limits = Checks(settings), settings.limits
-        self._running = 0
+        self._running = self._forms = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -213,7 +211,8 @@ class Guard:
             if self._running > MAX_REQUESTS:
                 raise ServiceError(503, "busy", f"the service is answering {MAX_REQUESTS} requests; try again")
             self._checks(scope)
-            await self._app(scope, Body(scope, receive, self._limits), answering)
+            with self._form(scope):
+                await self._app(scope, Body(scope, receive, self._limits), answering)
         except Stalled:
             raise
         except Exception as error:
@@ -224,6 +223,18 @@ class Guard:
             self._running -= 1
             if answering.status:
                 self._count(scope, answering.status)
+
+    @contextmanager
+    def _form(self, scope: Scope) -> Iterator[None]:
+        """Count a form until it is answered. Raises `ServiceError` 503 for one too many."""
+        count = int(content_type(Headers(scope=scope)) == "multipart/form-data")
+        if count and self._forms >= MAX_FORMS:
+            raise ServiceError(503, "busy", f"the service is receiving {MAX_FORMS} forms; try again")
+        self._forms += count
+        try:
+            yield
+        finally:
+            self._forms -= count
 
 
 class Stalled(Exception):
