@@ -293,7 +293,7 @@ def test_a_job_before_whose_beginning_three_workers_end_fails(engine, run, monke
         worker.kill()
 
     monkeypatch.setattr(Worker, "run", kill)
-    monkeypatch.setattr(workers, "BACKOFF", 0.01)
+    monkeypatch.setattr(workers, "STEADY", 0.0)  # no pauses, here and in the tests that follow
     job = run(engine.submit(order()))
     failed = run(finished(engine, job.id))
     assert (failed.status, failed.error_code, failed.kills, given) == ("failed", "worker_died", 1, [job.id] * 3)
