@@ -600,6 +600,16 @@ def test_a_device_that_is_not_there_is_refused_at_the_start(tmp_path, loop, monk
         loop.run_until_complete(supervisor.start())
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"model": "nosuch"}, {"model": "../x"}, {"aliases": {"sora-2": "nosuch"}}], ids=lambda wrong: str(wrong)
+)
+def test_a_default_model_or_alias_that_is_not_listed_is_refused_before_anything_starts(tmp_path, loop, wrong):
+    supervisor = Supervisor(Settings(folder=tmp_path / "store", devices=("cpu",), **wrong))
+    with pytest.raises(BadRequest, match="there is no model"):
+        loop.run_until_complete(supervisor.start())
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_planner_that_dies_or_hangs_refuses_the_request_and_is_started_again(engine, run, monkeypatch):
     """The last test: nothing waits for the planner's next start."""
 

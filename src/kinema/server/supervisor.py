@@ -52,6 +52,11 @@ class Supervisor:
 
     async def start(self) -> Sequence[str]:
         """See `Engine.start`."""
+        for name in (self.settings.model, *self.settings.aliases):
+            try:
+                self.catalogue.model(name)
+            except ServiceError as error:
+                raise BadRequest(error.message) from None
         try:
             for name in ("jobs", "assets", "uploads", "empty"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
