@@ -375,6 +375,16 @@ def test_a_failed_job_names_files_as_the_caller_does(fake, media):
         fake.service().animate("a.png", "a ball")
 
 
+@pytest.mark.parametrize(
+    ("token", "what"), [(None, "asks for a token"), ("x" * 20, "does not accept this token")], ids=["none", "wrong"]
+)
+def test_a_missing_and_a_wrong_token_are_told_apart(fake, token, what):
+    fake.answers["GET", "/v1/models"] = httpx2.Response(401, json={"error": {"message": "no"}})
+    service = fake.service(token=token) if token else fake.service()
+    with pytest.raises(BadRequest, match=f"{what}; set KINEMA_TOKEN"):
+        service.models()
+
+
 def test_files_that_are_gone_from_the_service_are_sent_again_once(fake, media):
     service = fake.service()
     options = {"keyframes": {2: "b.png"}}

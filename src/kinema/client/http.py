@@ -101,6 +101,9 @@ class Http:
 
     def _refusal(self, answer: httpx2.Response) -> str:
         """The service's sentence, or what its status says."""
+        if answer.status_code == 401:
+            what = "does not accept this token" if "authorization" in self.client.headers else "asks for a token"
+            return f"{self.url} {what}; set KINEMA_TOKEN to that of the service, or in Python: connect(URL, token=…)"
         try:
             data = from_json(_read(answer, MAX_JSON, self.url), "the answer")
             sentence = data["error"]["message"]
