@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass, replace
 from fractions import Fraction
@@ -13,6 +14,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does to the thread that encodes, if it may: real-time scheduling, which every child process of
+    later tests would inherit. A browser then keeps all others from running.
+    """
+    yield
+    if hasattr(os, "SCHED_OTHER") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _with_sound(
