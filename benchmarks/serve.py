@@ -239,26 +239,50 @@ async def watch(look: Callable[[], None]) -> None:
 # ----------------------------------------------------------------------------------------- cancels
 
 
+LONG_STEPS = Order(
+    model="zoetrope",
+    request={
+        "prompt": "a red ball rolls right", "clips": 4, "frames": 16, "height": 64, "width": 64, "steps": 6
+    },
+)  # fmt: skip
+LONG_DECODING = Order(
+    model="opensora-pocket",
+    request={
+        "prompt": "a red ball rolls right", "clips": 8, "frames": 17, "height": 192, "width": 192, "steps": 1
+    },
+)  # fmt: skip
+PHASES = {
+    "queued": LONG_STEPS, "load": LONG_STEPS, "condition": LONG_STEPS, "sample": LONG_STEPS, "step": LONG_STEPS,
+    "decode": LONG_DECODING, "write": LONG_DECODING,
+}  # fmt: skip
+"""The order whose run is cancelled in each phase: one with long steps, one that decodes long, in chunks."""
+
+
 async def cancels(repeats: int) -> None:
-    """Cancel at the start of each phase, and after the first step; the request has steps of a noticeable length."""
+    """Cancel at the start of each phase, after the first step, and at any time of decoding.
+
+    A cancel is late if it takes half a second longer than the longest step of zoetrope: a chunk of decoding, a few
+    frames of one layer, is shorter.
+    """
     with tempfile.TemporaryDirectory() as folder:
         supervisor = Supervisor(Settings(folder=Path(folder), devices=("cpu",)))
         await supervisor.start()
-        size = {"clips": 8, "frames": 16, "height": 64, "width": 64, "steps": 6}
-        asked = Order(model="zoetrope", request={"prompt": "a red ball rolls right", **size, "clips": 4})
-        longest, decode = await baseline(supervisor, asked)
-        print(f"longest step {longest:.3f} s, decoding {decode:.3f} s, without a cancel")
+        longest, _ = await baseline(supervisor, LONG_STEPS)
+        _, decoding = await baseline(supervisor, LONG_DECODING)
+        print(f"longest step {longest:.3f} s; decoding in chunks {decoding:.3f} s; both without a cancel")
         print(f"{'cancelled at':<14}{'times':>6}{'median s':>10}{'longest s':>11}{'late':>6}  ended as")
-        for state in ("queued", "load", "condition", "sample", "step", "decode", "write"):
+        for state, asked in PHASES.items():
             seconds, ends = [], Counter[str]()
-            for _ in range(repeats):
-                spent, status = await cancelled(supervisor, asked, state)
+            for number in range(repeats):
+                wait = decoding * number / repeats if state == "decode" else 0
+                spent, status = await cancelled(supervisor, asked, state, wait)
                 seconds.append(spent)
                 ends[status] += 1
-            late = sum(each > max(longest, decode) + 0.5 for each in seconds)
+            late = sum(each > longest + 0.5 for each in seconds)
             print(
-                f"{state:<14}{repeats:>6}{statistics.median(seconds):>10.3f}{max(seconds):>11.3f}{late:>6}", dict(ends)
-            )
+                f"{state:<14}{repeats:>6}{statistics.median(seconds):>10.3f}{max(seconds):>11.3f}{late:>6}",
+                dict(ends), flush=True,
+            )  # fmt: skip
         await supervisor.stop()
 
 
@@ -274,8 +298,8 @@ async def baseline(supervisor: Supervisor, asked: Order) -> tuple[float, float]:
     return longest, max(seconds for name, seconds in spans if name == "decode")
 
 
-async def cancelled(supervisor: Supervisor, asked: Order, state: str) -> tuple[float, str]:
-    """Seconds from the request to cancel until the worker has stopped, and the job's state then."""
+async def cancelled(supervisor: Supervisor, asked: Order, state: str, wait: float) -> tuple[float, str]:
+    """Seconds from the request to cancel, ``wait`` after ``state``, until the worker has stopped; the state then."""
     if state == "queued":
         await supervisor.pause(True)
     job = await supervisor.submit(asked)
@@ -283,6 +307,7 @@ async def cancelled(supervisor: Supervisor, asked: Order, state: str) -> tuple[f
         async for event in supervisor.events(job.id):
             if reached(state, event):
                 break
+    await asyncio.sleep(wait)
     began = time.monotonic()
     job = await supervisor.cancel(job.id, keep_partial=False)
     seconds = time.monotonic() - began

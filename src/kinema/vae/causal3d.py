@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.cancel import checkpoint
 from kinema.vae.by_frames import activated, by_frames, mixed, repeated, unchanged
 from kinema.vae.kl2d import ResolutionBlocks
 
@@ -79,15 +80,12 @@ class FrameCausalAttention(nn.Module):
         q, k, v = (layer(x_BLC)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
         del x_BLC
         # One frame of queries at a time: a mask over all pairs would take L² values.
-        out_BLC = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    q[:, :, t * places : (t + 1) * places], k[:, :, : (t + 1) * places], v[:, :, : (t + 1) * places]
-                )
-                for t in range(frames)
-            ],
-            dim=2,
-        )[:, 0]
+        parts = []
+        for t in range(frames):
+            checkpoint()
+            end = (t + 1) * places
+            parts.append(F.scaled_dot_product_attention(q[:, :, t * places : end], k[:, :, :end], v[:, :, :end]))
+        out_BLC = torch.cat(parts, dim=2)[:, 0]
         return x_BCTHW + self.to_out[0](out_BLC).transpose(1, 2).reshape(x_BCTHW.shape)
 
 

@@ -17,6 +17,8 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.cancel import checkpoint
+
 RMS_EPS = 1e-5
 ATTENTION_EPS = 1e-15
 EXPANSION = 4
@@ -214,6 +216,7 @@ class Steps(nn.Module):
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         for layer in self.op_list:
+            checkpoint()
             x_BCTHW = layer(x_BCTHW)
         return x_BCTHW
 
