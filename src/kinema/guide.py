@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, cast
 
 import torch
@@ -17,7 +17,17 @@ from torch import Tensor
 from kinema.cancel import checkpoint
 from kinema.canvas import Canvas, LowResolution, Piece
 from kinema.diffusion.freeinit import steps_per_pass
-from kinema.diffusion.guidance import Guidance, Guided, Measurement, Reconstruction, Thresholded
+from kinema.diffusion.guidance import (
+    Evaluate,
+    Guidance,
+    Guided,
+    InOneBatch,
+    Measurement,
+    Reconstruction,
+    Thresholded,
+    in_parallel,
+    one_by_one,
+)
 from kinema.diffusion.noise import Noise, reschedule_noise
 from kinema.diffusion.overwrite import CleanFrames, KnownRegion, Overwrite
 from kinema.diffusion.parameterise import Denoiser
@@ -26,6 +36,7 @@ from kinema.diffusion.schedules import NoiseLevel
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.events import OnEvent, Phase, Step, ignore
 from kinema.memory.placing import can_run_branches_together
+from kinema.nn.costs import branches_in_one_batch
 from kinema.schema import Request
 from kinema.settle import free_init, sampler_options
 from kinema.spans import Spans, spans_of
@@ -197,6 +208,23 @@ def interruptible(denoise: Denoiser) -> Denoiser:
     return checked
 
 
+def evaluation(system: System, conditions: Conditions, frames: Sequence[int] | None) -> Evaluate:
+    """Choose how guidance branches are evaluated: the fastest way (`kinema.nn.costs`) that memory allows."""
+    if not can_run_branches_together(system):
+        return one_by_one
+    weights = sum(p.numel() * p.itemsize for block in system.family.blocks(system.model) for p in block.parameters())
+    otherwise = in_parallel if torch.get_num_threads() > 1 else one_by_one
+    if not branches_in_one_batch(weights, torch.get_num_threads()):
+        return otherwise
+
+    @cache
+    def joined(names: tuple[str, ...]) -> Denoiser | None:
+        condition = system.join_branches([conditions.branches[name] for name in names])
+        return None if condition is None else interruptible(system.denoiser(condition, frames))
+
+    return InOneBatch(joined, otherwise)
+
+
 def guide(  # noqa: PLR0917
     system: System,
     conditions: Conditions | WindowConditions,
@@ -218,7 +246,7 @@ def guide(  # noqa: PLR0917
         current = conditions.of(frames) if isinstance(conditions, WindowConditions) else conditions
         merged = guidance.merged(current.branches)
         branches = {name: interruptible(system.denoiser(current.branches[name], frames)) for name in merged.branches}
-        denoise: Denoiser = Guided(branches, merged.of(frames), can_run_branches_together(system), levels)
+        denoise: Denoiser = Guided(branches, merged.of(frames), evaluation(system, current, frames), levels)
         if clean is not None:
             at = slice(None) if frames is None else list(frames)
             denoise = CleanFrames(

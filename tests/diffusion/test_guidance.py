@@ -12,8 +12,11 @@ from kinema.diffusion.guidance import (
     Difference,
     Guidance,
     Guided,
+    InOneBatch,
     Thresholded,
     classifier_free,
+    in_parallel,
+    one_by_one,
     oscillating,
 )
 from kinema.diffusion.noise import Noise
@@ -46,7 +49,11 @@ def never(z, level):
 
 
 def guided(cond, null, scale, rescale=0.0, interval=None, parallel=False):
-    return Guided({"positive": cond, "negative": null}, classifier_free(scale, rescale, interval), parallel)
+    return Guided(
+        {"positive": cond, "negative": null},
+        classifier_free(scale, rescale, interval),
+        in_parallel if parallel else one_by_one,
+    )
 
 
 Z = random(2, 3, FRAMES, 4, 4)
@@ -232,6 +239,40 @@ def test_parallel_branches_restore_the_thread_count_on_errors_and_support_gradie
     z = Z.clone().requires_grad_()
     guided(cond, null, 3.0, parallel=True)(z, LEVEL_2).sum().backward()
     torch.testing.assert_close(z.grad, 3 * Z.cos() - 2 * 0.5)
+
+
+def in_one_batch(sizes: list[tuple[int, int]], *, joins: bool = True) -> InOneBatch:
+    """Branches that are joined into one denoiser, which appends the sizes of z and level of its calls."""
+
+    def joined(names):
+        def call(z, level):
+            sizes.append((len(z), len(level)))
+            return torch.cat(
+                [{"positive": cond, "negative": null}[n](z[i : i + 1], level) for i, n in enumerate(names)]
+            )
+
+        return call if joins else None
+
+    return InOneBatch(joined, one_by_one)
+
+
+def test_branches_in_one_batch_are_one_call_for_a_single_clip():
+    one, sizes, scale = Z[:1], [], classifier_free(3.0)
+    with torch.no_grad():
+        found = Guided({"positive": never, "negative": never}, scale, in_one_batch(sizes))(one, LEVEL)
+    assert torch.equal(found, guided(cond, null, 3.0)(one, LEVEL))
+    assert sizes == [(2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["several clips", "gradient", "cannot join", "one branch"])
+def test_branches_are_evaluated_otherwise_where_they_cannot_or_should_not_be_one_batch(kind):
+    z, level = (Z, LEVEL_2) if kind == "several clips" else (Z[:1], LEVEL)
+    scale, sizes = 1.0 if kind == "one branch" else 3.0, []
+    evaluate = in_one_batch(sizes, joins=kind != "cannot join")
+    with torch.set_grad_enabled(kind == "gradient"):
+        found = Guided({"positive": cond, "negative": null}, classifier_free(scale), evaluate)(z, level)
+    assert torch.equal(found, guided(cond, null, scale)(z, level))
+    assert not sizes
 
 
 @pytest.mark.parametrize("scale", [1.0, torch.ones(FRAMES), lambda _step, _level: 1.0])

@@ -316,3 +316,13 @@ def test_a_level_per_frame_may_name_the_level_of_the_state():
     state = NoiseLevel(f64(0.6), f64(0.8))
     assert NoiseLevel(f64(1, 0.6)[None], f64(0, 0.8)[None], state=state).state is state
     assert state.state is None
+
+
+def test_a_batch_of_a_level_per_frame_keeps_the_level_of_the_state():
+    own = variance_preserving(torch.tensor([0.5]))
+    frames = variance_preserving(torch.tensor([[0.5, 3.0]]))
+    batch = NoiseLevel(frames.alpha, frames.sigma, state=own).batch(3)
+    assert batch.alpha.shape == (3, 2)
+    assert batch.state is not None
+    assert torch.equal(batch.state.alpha, own.alpha.expand(3))
+    assert own.batch(2).state is None

@@ -38,11 +38,9 @@ def test_frames_share_the_context_of_their_clip():
     assert (out - separate).abs().max() <= 1e-12
 
 
-def small_cache(monkeypatch) -> list[int]:
-    """Set the cache size to seven rows of 16 channels; return the rows of each chunk added in place."""
-    monkeypatch.setattr(ldm_unet, "CACHED", 8 * 16 * 7)
-    monkeypatch.setattr(ldm_unet, "CACHED_HALVES", 8 * 16 * 7)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+def seven_rows(monkeypatch) -> list[int]:
+    """Have the cost model choose seven rows at a time; return the rows of each chunk added in place."""
+    monkeypatch.setattr(ldm_unet, "rows_at_once", lambda *_: 7)
     parts: list[int] = []
     add_to = ldm_unet.FeedForward._add_to
 
@@ -57,7 +55,7 @@ def small_cache(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(("chunk", "rows"), [(None, [7] * 5 + [1]), (5, [5] * 7 + [1])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunked_feed_forward_equals_one_pass(chunk, rows, dtype, monkeypatch):
-    parts = small_cache(monkeypatch)
+    parts = seven_rows(monkeypatch)
     torch.manual_seed(0)
     layer, x = ldm_unet.FeedForward(16).to(dtype), torch.randn(2, 3, 6, 16, dtype=dtype)
     layer.chunk = chunk
@@ -67,12 +65,12 @@ def test_chunked_feed_forward_equals_one_pass(chunk, rows, dtype, monkeypatch):
         out = layer(x, onto=residual)
     assert torch.equal(x, before)
     assert out is residual
-    assert parts == (rows if dtype == torch.float32 else [])  # half precision uses the general path
+    assert parts == rows
     assert torch.allclose(out, one_pass, atol=1e-6 if dtype == torch.float32 else 0.01)
 
 
 def test_half_precision_feed_forward_is_as_accurate_in_chunks_as_in_one_pass(monkeypatch):
-    small_cache(monkeypatch)
+    seven_rows(monkeypatch)
     torch.manual_seed(0)
     layer, x, residual = ldm_unet.FeedForward(16), torch.randn(512, 16), 3 * torch.randn(512, 16)
     layer, x, residual = layer.bfloat16(), x.bfloat16(), residual.bfloat16()
@@ -87,7 +85,7 @@ def test_half_precision_feed_forward_is_as_accurate_in_chunks_as_in_one_pass(mon
 @pytest.mark.parametrize("kind", ["strided", "autocast", "gradient"])
 def test_feed_forward_falls_back_where_chunks_cannot_be_added_in_place(kind, monkeypatch):
     """With a gradient the sum is a new tensor, otherwise it overwrites the residual."""
-    parts = small_cache(monkeypatch)
+    parts = seven_rows(monkeypatch)
     torch.manual_seed(0)
     layer, x, residual = ldm_unet.FeedForward(16), torch.randn(2, 3, 6, 16), torch.randn(2, 3, 6, 16)
     expected = residual.double() + layer.double().net[2](layer.net[0](x.double()))
@@ -111,7 +109,7 @@ def test_feed_forward_falls_back_where_chunks_cannot_be_added_in_place(kind, mon
 
 def test_feed_forward_calls_layers_that_are_hooked_or_replaced(monkeypatch):
     """The optimised path must not bypass hooks or replaced layers."""
-    parts = small_cache(monkeypatch)
+    parts = seven_rows(monkeypatch)
     torch.manual_seed(0)
     layer, x = ldm_unet.FeedForward(16), torch.randn(40, 16)
 

@@ -12,9 +12,9 @@ from kinema.nn import ldm_unet, winograd
 
 
 @pytest.fixture(autouse=True)
-def products_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def mkl_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enables Winograd convolutions on any CPU."""
-    monkeypatch.setattr(winograd, "products_are_fast", lambda: True)
+    monkeypatch.setattr(winograd, "mkl_is_fast", lambda: True)
 
 
 def layer(channels: int, out: int, *, bias: bool = True) -> nn.Conv2d:
@@ -92,7 +92,7 @@ def test_is_not_used_where_it_is_slower_or_unsupported(monkeypatch: pytest.Monke
         assert not winograd.is_faster(layer(128, 128), x.to("meta"))
         with torch.autocast("cpu", torch.bfloat16):
             assert not winograd.is_faster(layer(128, 128), x)
-        monkeypatch.setattr(winograd, "products_are_fast", lambda: False)
+        monkeypatch.setattr(winograd, "mkl_is_fast", lambda: False)
         assert not winograd.is_faster(layer(128, 128), x)
     assert not winograd.is_faster(layer(128, 128), x)
 
@@ -124,20 +124,3 @@ def test_a_temporal_block_uses_it_in_strips_with_the_same_result() -> None:
         result = block.add_to(x.clone(memory_format=torch.preserve_format), torch.tensor(0.3))
     expected = x + 0.3 * block(x)
     assert torch.allclose(result, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "mkl", "fast"),
-    [
-        ({"cpu_name": "Intel Xeon Platinum"}, True, True),
-        ({"cpu_name": "Intel Xeon Platinum"}, False, False),
-        ({"cpu_name": "AMD EPYC"}, True, False),
-    ],
-)
-def test_products_are_fast_with_mkl_on_intels_processors(
-    capabilities: dict, mkl: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()  # the fixture above
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    assert winograd.products_are_fast.__wrapped__() == fast

@@ -23,6 +23,7 @@ from kinema.bounds import decoded, read_bytes
 from kinema.checkpoints import hub
 from kinema.checkpoints.source import MAX_JSON, read_json
 from kinema.conditioning.pocket import PocketTokenizer
+from kinema.nn.linear import Linear
 from kinema.schema import BadRequest
 
 HUB_NAME = "openai/clip-vit-large-patch14"
@@ -60,7 +61,7 @@ class ClipText(nn.Module):
     def __init__(self, size: ClipTextSize) -> None:
         super().__init__()
         self.text_model = _Tower(size)
-        self.text_projection = nn.Linear(size.width, size.projection, bias=False) if size.projection else None
+        self.text_projection = Linear(size.width, size.projection, bias=False) if size.projection else None
 
     def forward(
         self, ids_NL: Tensor, end: int, *, skip: int = 0, norm: bool = True, placed: Sequence[Placed] = ()
@@ -118,8 +119,8 @@ class _Layer(nn.Module):
         self.heads = size.heads
         self.activation: Callable[[Tensor], Tensor] = F.gelu if size.activation == "gelu" else quick_gelu
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attn = nn.ModuleDict({name: nn.Linear(width, width) for name in _PROJECTIONS})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, size.mlp), "fc2": nn.Linear(size.mlp, width)})
+        self.self_attn = nn.ModuleDict({name: Linear(width, width) for name in _PROJECTIONS})
+        self.mlp = nn.ModuleDict({"fc1": Linear(width, size.mlp), "fc2": Linear(size.mlp, width)})
 
     def forward(self, x_NLC: Tensor) -> Tensor:
         h = self.layer_norm1(x_NLC)

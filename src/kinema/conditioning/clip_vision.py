@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.nn.linear import Linear
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Statistics of CLIP's training images in [0, 1], by channel (its preprocessing)."""
@@ -41,7 +43,7 @@ class ClipVision(nn.Module):
         self.side = side
         quick = activation == "quick_gelu"
         self.vision_model = _Tower(width, layers, heads, mlp, patch, side, quick)
-        self.visual_projection = nn.Linear(width, projection, bias=False)
+        self.visual_projection = Linear(width, projection, bias=False)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         return self.visual_projection(self.vision_model(pixels_B3HW))
@@ -109,7 +111,7 @@ class _Layer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(width)
         self.self_attn = _Attention(width, heads)
         self.layer_norm2 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, mlp), "fc2": nn.Linear(mlp, width)})
+        self.mlp = nn.ModuleDict({"fc1": Linear(width, mlp), "fc2": Linear(mlp, width)})
         self.quick = quick
 
     def forward(self, x_BSC: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width) for _ in range(4))
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         q, k, v = (

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kinema import bounds
 from kinema.events import Note, OnEvent
+from kinema.nn.linear import Linear
 
 PAD, UNKNOWN = 0, 1
 _RESERVED = 2
@@ -108,9 +109,9 @@ class _Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
+        self.up, self.down = Linear(width, 3 * width), Linear(3 * width, width)
         # The layers start near the identity. With the default initialisation the encoder collapsed: before the model
         # used the text, all captions grew a common vector that dominated the final norm.
         with torch.no_grad():

@@ -28,6 +28,7 @@ from kinema.checkpoints.stream import Stream
 from kinema.conditioning import remembered
 from kinema.conditioning.streamed import streamed
 from kinema.events import Note, OnEvent, Phase
+from kinema.nn.linear import adopt
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest
 from kinema.values import quoted
@@ -255,6 +256,7 @@ def _empty(found: Found) -> Any:
         ) from None
     with on_meta():
         model = build(config).eval()
+    adopt(model)
     if found.encoder is CLIP and config.max_position_embeddings < CLIP_LENGTH:
         raise BadRequest(
             f"{found.weights} reads {config.max_position_embeddings} tokens; expected a CLIP-L that reads {CLIP_LENGTH}"

@@ -109,17 +109,92 @@ def oscillating(scale: float | Tensor, first: int = 10) -> Scale:
     return lambda step, _level: 1.0 if step >= first and step % 2 else scale
 
 
+Evaluate = Callable[[Mapping[str, Denoiser], Sequence[str], Tensor, NoiseLevel], dict[str, Tensor]]
+"""Calls the named denoisers at a level: ``(denoisers, names, z, level) -> x0 by name``."""
+
+
+def one_by_one(
+    branches: Mapping[str, Denoiser], names: Sequence[str], z: Tensor, level: NoiseLevel
+) -> dict[str, Tensor]:
+    return {name: branches[name](z, level) for name in names}
+
+
+def in_parallel(
+    branches: Mapping[str, Denoiser], names: Sequence[str], z: Tensor, level: NoiseLevel
+) -> dict[str, Tensor]:
+    """Two branches at the same time, each on half of the CPU's threads; others one by one. See `run_in_parallel`."""
+    if len(names) != 2:
+        return one_by_one(branches, names, z, level)
+    first, second = (branches[name] for name in names)
+    x0s = run_in_parallel(lambda: first(z, level), lambda: second(z, level))
+    return dict(zip(names, x0s, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class InOneBatch:
+    """All branches of a single clip in one call, which reads the network's weights once.
+
+    ``joined`` returns the denoiser of the named branches' batch, or None if they have none. Without one, for several
+    clips and where a gradient is recorded, whose memory would double, ``otherwise`` evaluates the branches.
+    """
+
+    joined: Callable[[tuple[str, ...]], Denoiser | None]
+    otherwise: Evaluate
+
+    def __call__(
+        self, branches: Mapping[str, Denoiser], names: Sequence[str], z: Tensor, level: NoiseLevel
+    ) -> dict[str, Tensor]:
+        single = len(names) > 1 and len(z) == 1 and not torch.is_grad_enabled()
+        denoise = self.joined(tuple(names)) if single else None
+        if denoise is None:
+            return self.otherwise(branches, names, z, level)
+        x0 = denoise(z.expand(len(names), *z.shape[1:]), level.batch(len(names)))
+        return dict(zip(names, x0.split(1), strict=True))
+
+
+def run_in_parallel(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Run two functions at the same time, each on half of PyTorch's threads.
+
+    Threads that share an operation synchronise at its end, thousands of times per step; two computations on half of the
+    threads each synchronise only once. Runs them sequentially if gradients are recorded or autocast is on, as these are
+    thread-local, or if the number of threads is odd.
+    """
+    threads = torch.get_num_threads()
+    if threads % 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return first(), second()
+    without_grad = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+    future: Future[Tensor] = Future()
+
+    def run_second() -> None:
+        torch.set_num_threads(threads // 2)  # PyTorch's thread count is per calling thread
+        try:
+            with without_grad():
+                future.set_result(second())
+        except BaseException as error:  # re-raised in the caller
+            future.set_exception(error)
+
+    other = threading.Thread(target=run_second, name="guidance")
+    try:
+        torch.set_num_threads(threads // 2)
+        other.start()
+        return first(), future.result()
+    finally:
+        if other.is_alive():  # false if start() was interrupted; the interpreter then waits at exit
+            other.join()  # even when interrupted: exiting while a thread computes aborts the process
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True, eq=False)
 class Guided:
     """Combines the branches' denoisers according to a `Guidance`.
 
-    ``parallel`` runs two branches at the same time, each on half of the CPU's threads; see `run_in_parallel`.
-    ``levels`` are the run's levels, from which scales that depend on the step find its index.
+    ``evaluate`` calls those that contribute: `one_by_one`, `in_parallel` or `InOneBatch`. ``levels`` are the run's
+    levels, from which scales that depend on the step find its index.
     """
 
     branches: Mapping[str, Denoiser]
     guidance: Guidance
-    parallel: bool = False
+    evaluate: Evaluate = one_by_one
     levels: NoiseLevel | None = None
 
     def __call__(self, z: Tensor, level: NoiseLevel) -> Tensor:
@@ -129,7 +204,7 @@ class Guided:
         reference = self.guidance.reference or (terms[0][0].of if terms else base)
         if (rescale or channels is not None) and reference not in names:
             names.append(reference)
-        x0 = self._denoised(names, z, level)
+        x0 = self.evaluate(self.branches, names, z, level)
         guided = x0[base]
         for each, scale in terms:
             guided = guided + scale * (x0[each.of] - x0[each.over])
@@ -140,13 +215,6 @@ class Guided:
         # For a flow, z - x0 is sigma times the velocity.
         origin, cond = z if self.guidance.rescaled == "flow" else z.new_zeros(()), x0[reference][:, : z.shape[1]]
         return of_x0(lambda own: origin + _match_contrast(own - origin, cond - origin, rescale), guided, z)
-
-    def _denoised(self, names: Sequence[str], z: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
-        if self.parallel and len(names) == 2:
-            first, second = (self.branches[name] for name in names)
-            x0s = run_in_parallel(lambda: first(z, level), lambda: second(z, level))
-            return dict(zip(names, x0s, strict=True))
-        return {name: self.branches[name](z, level) for name in names}
 
     def _contributing(self, z: Tensor, level: NoiseLevel) -> tuple[str, list[tuple[Difference, Tensor]]]:
         """The base and the differences that contribute at this level, with scales broadcastable to z."""
@@ -188,38 +256,6 @@ def _frames(scale: float | Tensor, frames: Sequence[int]) -> float | Tensor:
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return scale
     return scale[torch.as_tensor(list(frames)).clamp_max(len(scale) - 1)]
-
-
-def run_in_parallel(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run two functions at the same time, each on half of PyTorch's threads.
-
-    Threads that share an operation synchronise at its end, thousands of times per step; two computations on half of the
-    threads each synchronise only once. Runs them sequentially if gradients are recorded or autocast is on, as these are
-    thread-local, or if the number of threads is odd.
-    """
-    threads = torch.get_num_threads()
-    if threads % 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return first(), second()
-    without_grad = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
-    future: Future[Tensor] = Future()
-
-    def run_second() -> None:
-        torch.set_num_threads(threads // 2)  # PyTorch's thread count is per calling thread
-        try:
-            with without_grad():
-                future.set_result(second())
-        except BaseException as error:  # re-raised in the caller
-            future.set_exception(error)
-
-    other = threading.Thread(target=run_second, name="guidance")
-    try:
-        torch.set_num_threads(threads // 2)
-        other.start()
-        return first(), future.result()
-    finally:
-        if other.is_alive():  # false if start() was interrupted; the interpreter then waits at exit
-            other.join()  # even when interrupted: exiting while a thread computes aborts the process
-        torch.set_num_threads(threads)
 
 
 def _match_contrast(guided: Tensor, cond: Tensor, amount: float) -> Tensor:

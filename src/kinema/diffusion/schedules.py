@@ -90,7 +90,8 @@ class NoiseLevel:
     def batch(self, size: int) -> NoiseLevel:
         """Expand a single level, [1] or [1, T], to a batch: [size] or [size, T]."""
         shape = (size, *self.alpha.shape[1:])
-        return NoiseLevel(self.alpha.expand(shape), self.sigma.expand(shape))
+        state = None if self.state is None else self.state.batch(size)
+        return NoiseLevel(self.alpha.expand(shape), self.sigma.expand(shape), state=state)
 
     def like(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) with z's dtype and device, shaped to multiply z: [N,1,1,1,1], or [B,1,T,1,1] per frame."""

@@ -103,6 +103,10 @@ class _BatchedPrompts(System):
         joined = self.family.sampling.join(conditions)
         return _Unbatched(conditions) if joined is None else joined
 
+    def join_branches(self, conditions: Sequence[Any]) -> Any | None:
+        unbatched = any(isinstance(condition, _Unbatched) for condition in conditions)
+        return None if unbatched else super().join_branches(conditions)
+
     def denoiser(self, condition: Any, frames: Sequence[int] | None = None) -> Denoiser:
         if not isinstance(condition, _Unbatched):
             return super().denoiser(condition, frames)

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kinema.nn.linear import Linear
+
 LOG_SNR_LIMIT = 20.0
 """VDM clips its schedule to log-SNR in [-20, 20]; beyond that a clip is visually clean or pure noise."""
 _SCALE = 1000.0
@@ -37,7 +39,7 @@ class LogSNREmbedding(nn.Module):
     def __init__(self, width: int, features: int | None = None) -> None:
         super().__init__()
         self.features = features or width
-        self.mlp = nn.Sequential(nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(self.features, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, log_snr_B: Tensor) -> Tensor:
         unit_B = (log_snr_B.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT) / LOG_SNR_LIMIT + 1) / 2

@@ -21,12 +21,11 @@ from torch.nn import functional as F
 
 from kinema import processor
 from kinema.nn.attention import attend
+from kinema.nn.costs import RATE, rows_at_once
+from kinema.nn.linear import Linear, linear, linear_gelu
 from kinema.nn.winograd import conv_after_silu
 
 GROUPS = 32
-CACHED, CACHED_HALVES = 2**18, 2**20
-"""Values of a feed-forward layer's widest activation per chunk and CPU thread, in float32 and in half precision. The
-float32 chunk fits the cache; half-precision products are fast enough that larger chunks pay off."""
 PART = 2**19
 """Values that `upsample_2x` upsamples at a time into a given buffer."""
 SMALL = 2**9
@@ -118,11 +117,18 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, features: int, width: int, out: int | None = None) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(features, width)
-        self.linear_2 = nn.Linear(width, out or width)
+        self.linear_1 = Linear(features, width)
+        self.linear_2 = Linear(width, out or width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(silu_(self.linear_1(x)))
+
+
+class Shortcut(nn.Conv2d):
+    """A 1×1 convolution, computed as a linear layer: PyTorch computes those of few images on one thread with MKL."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return to_map(linear(tokens(x_NCHW), self.weight.flatten(1), self.bias), x_NCHW.shape[2])
 
 
 class ResBlock(nn.Module):
@@ -136,10 +142,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1 = group_norm(channels, eps)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(emb, out) if emb else None
+        self.time_emb_proj = Linear(emb, out) if emb else None
         self.norm2 = group_norm(out, eps)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
+        self.conv_shortcut = Shortcut(channels, out, 1) if channels != out else None
 
     def forward(self, x_NCHW: Tensor, emb_NE: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
         """``overwrite`` reuses x's memory for the result if no gradient is recorded and there is no shortcut layer."""
@@ -221,10 +227,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, context: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=bias)
-        self.to_k = nn.Linear(context or width, width, bias=bias)
-        self.to_v = nn.Linear(context or width, width, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width, bias=bias)
+        self.to_k = Linear(context or width, width, bias=bias)
+        self.to_v = Linear(context or width, width, bias=bias)
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def forward(self, x_NSC: Tensor, context_NLC: Tensor | None = None) -> Tensor:
         source = x_NSC if context_NLC is None else context_NLC
@@ -249,11 +255,11 @@ class Attention(nn.Module):
 
 
 def plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a layer is exactly ``nn.Linear`` in this precision, without forward hooks.
+    """Whether a layer is exactly `Linear` in this precision, without forward hooks.
 
     Forward pre-hooks are allowed: they load offloaded weights, which the block's own hook loads as well.
     """
-    return type(layer) is nn.Linear and not layer._forward_hooks and layer.weight.dtype == dtype
+    return type(layer) is Linear and not layer._forward_hooks and layer.weight.dtype == dtype
 
 
 class GEGLU(nn.Module):
@@ -261,44 +267,35 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and x.dtype.itemsize < 4 and not torch.is_grad_enabled() and plain(self.proj, x.dtype):
-            return self._half_precision(x)
         value, gate = self.proj(x).chunk(2, dim=-1)
         gate = F.gelu(gate)
         return gate * value if gate.requires_grad else gate.mul_(value)
-
-    def _half_precision(self, x: Tensor) -> Tensor:
-        """The same as two products: half-precision GELU takes twice as long on strided gates."""
-        (to_value, to_gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        gate = torch.ops.aten.gelu_(F.linear(x, to_gate, gate_bias))
-        return gate.mul_(F.linear(x, to_value, value_bias))
 
 
 class FeedForward(nn.Module):
     """GEGLU of four times the width and a linear layer back. ``chunk`` tokens at a time need less memory.
 
-    None: CPU inference uses chunks that fit the cache, which is faster; otherwise all tokens in one pass.
+    None: CPU inference uses the fastest number (`kinema.nn.costs`); otherwise all tokens in one pass.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
         self.chunk: int | None = None
 
     def forward(self, x_etc_C: Tensor, onto: Tensor) -> Tensor:
         """Return the sum with ``onto``, of x's shape, in place if no gradient is recorded."""
         width, rows = x_etc_C.shape[-1], x_etc_C.numel() // x_etc_C.shape[-1]
-        sampling = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         chunk = self.chunk
-        if chunk is None and x_etc_C.is_cpu and sampling:
-            cached = CACHED if x_etc_C.dtype.itemsize >= 4 else CACHED_HALVES
-            chunk = max(1, cached * torch.get_num_threads() // (8 * width))
-        if x_etc_C.is_cpu and sampling and self._plain(x_etc_C.dtype):
-            if onto.is_contiguous() and onto.dtype == x_etc_C.dtype and not onto.requires_grad:
-                self._add_to(onto.view(rows, width), x_etc_C.reshape(rows, width), min(chunk or rows, rows))
+        if x_etc_C.is_cpu and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            if chunk is None and x_etc_C.dtype.itemsize in RATE:
+                chunk = rows_at_once(rows, width, x_etc_C.dtype.itemsize, torch.get_num_threads())
+            in_place = onto.is_contiguous() and onto.dtype == x_etc_C.dtype and not onto.requires_grad
+            if in_place and self._plain(x_etc_C.dtype):
+                self._add_to(onto.view(rows, width), x_etc_C.reshape(rows, width), chunk or rows)
                 return onto
         if chunk is None or chunk >= rows:
             out = self.net[2](self.net[0](x_etc_C))
@@ -308,28 +305,19 @@ class FeedForward(nn.Module):
         return add_(onto, out)
 
     def _plain(self, dtype: torch.dtype) -> bool:
-        """Whether both layers are `plain` in the tokens' precision, and that is not half precision.
-
-        In half precision, each in-place sum of `_add_to` would round once more.
-        """
-        if dtype.itemsize < 4 or torch.is_autocast_enabled("cpu"):
-            return False
-        if type(self.net[0]) is not GEGLU or self.net[0]._forward_hooks:
+        """Whether both layers are `plain` in the tokens' precision."""
+        if torch.is_autocast_enabled("cpu") or type(self.net[0]) is not GEGLU or self.net[0]._forward_hooks:
             return False
         return plain(self.net[0].proj, dtype) and plain(self.net[2], dtype)
 
     def _add_to(self, out_RC: Tensor, x_RC: Tensor, chunk: int) -> None:
-        """Add the layer's output to ``out`` in chunks that reuse one buffer: fresh pages cost more than the arithmetic.
-
-        ``addmm`` first copies a bias over the whole result, so it is added separately while the chunk is in cache.
-        """
-        wide, back = cast(nn.Linear, self.net[0].proj), cast(nn.Linear, self.net[2])
-        bias_value, bias_gate = wide.bias.chunk(2)
-        hidden = x_RC.new_empty(chunk, wide.out_features)
+        """Add the layer's output to ``out``, ``chunk`` tokens at a time, which stay in cache from layer to layer."""
+        wide, back = cast(Linear, self.net[0].proj), cast(Linear, self.net[2])
+        (to_value, to_gate), (value_bias, gate_bias) = wide.weight.chunk(2), wide.bias.chunk(2)
         for x, out in zip(x_RC.split(chunk), out_RC.split(chunk), strict=True):
-            value, gate = torch.mm(x, wide.weight.T, out=hidden[: len(x)]).chunk(2, dim=-1)
-            gate = torch.ops.aten.gelu_(gate.add_(bias_gate)).mul_(value.add_(bias_value))
-            out.addmm_(gate, back.weight.T).add_(back.bias)
+            gate = linear_gelu(x, to_gate, gate_bias)
+            gate.mul_(linear(x, to_value, value_bias))
+            out.add_(linear(gate, back.weight, back.bias))
 
 
 def chunk_feed_forward(model: nn.Module, chunk: int | None) -> None:

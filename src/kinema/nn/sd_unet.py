@@ -13,7 +13,6 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kinema.nn.ldm_unet import (
     Downsample,
@@ -25,6 +24,7 @@ from kinema.nn.ldm_unet import (
     to_map,
     tokens,
 )
+from kinema.nn.linear import Linear, linear
 
 EPS, TRANSFORMER_EPS = 1e-5, 1e-6
 
@@ -137,7 +137,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(width, width, 1)
 
     def forward(self, x_NSC: Tensor) -> Tensor:
-        return F.linear(x_NSC, self.weight.flatten(1), self.bias)
+        return linear(x_NSC, self.weight.flatten(1), self.bias)
 
 
 class Transformer(nn.Module):
@@ -157,9 +157,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = group_norm(channels, TRANSFORMER_EPS)
-        self.proj_in = nn.Linear(channels, channels) if linear else Pointwise(channels)
+        self.proj_in = Linear(channels, channels) if linear else Pointwise(channels)
         self.transformer_blocks = nn.ModuleList(block(channels, heads, context) for _ in range(depth))
-        self.proj_out = nn.Linear(channels, channels) if linear else Pointwise(channels)
+        self.proj_out = Linear(channels, channels) if linear else Pointwise(channels)
 
     def forward(self, x_NCHW: Tensor, context_RLC: Tensor, *more: Any) -> Tensor:
         x_NSC = self.proj_in(tokens(self.norm(x_NCHW)))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kinema import processor
+from kinema.nn.linear import mkl_is_fast
 
 TILE, KERNEL = 4, 3
 WIDE = TILE + KERNEL - 1
@@ -53,17 +53,11 @@ def is_faster_over_time(conv: nn.Module, x_BCTS: Tensor) -> bool:
     return type(conv) is nn.Conv3d and conv.kernel_size == (3, 1, 1) and x_BCTS.shape[2] >= 7 and _large(conv, x_BCTS)
 
 
-@cache
-def products_are_fast() -> bool:
-    """Whether matrix products are as fast as convolutions: with MKL on Intel CPUs; on others they are half as fast."""
-    return torch.backends.mkl.is_available() and "Intel" in processor.cpu_name()
-
-
 def _large(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
     """Whether the layer and input are large enough, and this is float32 inference on a suitable CPU."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    if not x.is_cpu or not x.dtype == conv.weight.dtype == torch.float32 or not products_are_fast():
+    if not x.is_cpu or not x.dtype == conv.weight.dtype == torch.float32 or not mkl_is_fast():
         return False
     positions = x.shape[0] * x.shape[2] * x.shape[3]
     return (

@@ -263,6 +263,10 @@ class Sampling(Protocol):
         Return None if they cannot share a batch; the clips are then denoised one after another.
         """
 
+    def join_branches(self, conditions: Sequence[Any]) -> Any | None:
+        """Batch the conditioning of several guidance branches of one clip; None if they cannot share a batch."""
+        return self.join(conditions)
+
     def denoiser(self, system: OpenedModel, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """Return ``denoise(z_BCTHW, level) -> x0_BCTHW`` for one branch's conditioning.
 

@@ -196,6 +196,12 @@ class System:
             return condition.denoiser(lambda each: self.denoiser(each, frames))
         return self.family.sampling.denoiser(self, condition, frames)
 
+    def join_branches(self, conditions: Sequence[Any]) -> Any | None:
+        """Batch the conditioning of several guidance branches of one clip; None if they cannot share a batch."""
+        if any(isinstance(condition, OverSteps) for condition in conditions):
+            return None
+        return self.family.sampling.join_branches(conditions)
+
     def prior(self, request: Request, noise_BCTHW: Tensor) -> Tensor:
         """Scale standard normal noise to the noise end of the schedule."""
         return noise_BCTHW * self.process(request).schedule.prior_std

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.nn.linear import Linear
+
 DOWN, UP = "lora_down", "lora_up"
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """A linear layer with a low-rank update; shares the weight and bias of its base layer."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
@@ -42,7 +44,7 @@ def adapt(
     sampled uniformly from ±1/sqrt(in), as in peft and kohya. Raises ValueError if no layer is selected.
     """
     is_wanted = wanted if callable(wanted) else lambda name: re.fullmatch(wanted, name) is not None
-    names = [name for name, module in model.named_modules() if type(module) is nn.Linear and is_wanted(name)]
+    names = [name for name, module in model.named_modules() if type(module) in (nn.Linear, Linear) and is_wanted(name)]
     if not names:
         raise ValueError("no linear layer of this network is selected")
     model.requires_grad_(False)

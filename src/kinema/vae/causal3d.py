@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.cancel import checkpoint
+from kinema.nn.linear import Linear
 from kinema.vae.by_frames import activated, by_frames, mixed, repeated, unchanged
 from kinema.vae.kl2d import ResolutionBlocks
 
@@ -71,8 +72,8 @@ class FrameCausalAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.group_norm = nn.GroupNorm(GROUPS, width, EPS)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q, self.to_k, self.to_v = (Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         frames, places = x_BCTHW.shape[2], x_BCTHW.shape[3] * x_BCTHW.shape[4]

@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kinema.nn.attention import attend
 from kinema.nn.ldm_unet import FeedForward, group_norm, silu_, to_map, tokens
+from kinema.nn.linear import Linear, linear
 from kinema.nn.rope import angles, rotate
 
 EPS = 1e-5
@@ -39,9 +39,9 @@ class TemporalConv(nn.Module):
         """Every ``stride``-th frame, from the first, of the convolved clip of ``frames`` frames."""
         before, here, after = self.weight.unbind()
         x_BTSC = tokens(x_NCHW).unflatten(0, (-1, frames))
-        out = F.linear(x_BTSC[:, ::stride], here, self.bias)
-        left = F.linear(x_BTSC[:, stride - 1 :: stride][:, : out.shape[1] - 1], before)
-        right = F.linear(x_BTSC[:, 1::stride], after)
+        out = linear(x_BTSC[:, ::stride], here, self.bias)
+        left = linear(x_BTSC[:, stride - 1 :: stride][:, : out.shape[1] - 1], before)
+        right = linear(x_BTSC[:, 1::stride], after)
         out[:, 1:] += left
         out[:, : right.shape[1]] += right
         return to_map(out.flatten(0, 1), x_NCHW.shape[2])
@@ -80,7 +80,7 @@ class SpaceTimeConv(nn.Module):
         self.space = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm_time = group_norm(channels, EPS)
         self.time = TemporalConv(channels)
-        self.proj = _zero(nn.Linear(channels, channels))
+        self.proj = _zero(Linear(channels, channels))
         self.norm.num_groups = self.norm_time.num_groups = groups
 
     def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
@@ -111,8 +111,8 @@ class _TemporalLayer(nn.Module):
         super().__init__()
         self.heads, self.width = heads, channels // heads
         self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.out = _zero(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels, bias=False)
+        self.out = _zero(Linear(channels, channels))
         self.norm_ff = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
         _zero(self.ff.net[2])
@@ -129,8 +129,8 @@ class _TemporalLayer(nn.Module):
         return self.ff(self.norm_ff(x_NSC), onto=x_NSC)
 
 
-def _zero(layer: nn.Module) -> nn.Linear:
-    assert isinstance(layer, nn.Linear)
+def _zero(layer: nn.Module) -> Linear:
+    assert isinstance(layer, Linear)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

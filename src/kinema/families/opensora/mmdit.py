@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kinema.nn import attention
 from kinema.nn.embeddings import sinusoidal
+from kinema.nn.linear import Linear
 from kinema.nn.rope import Layout, angles, rotate, rotate_, video_positions
 
 EPS = 1e-6
@@ -71,8 +72,8 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        self.in_layer = nn.Linear(features, width)
-        self.out_layer = nn.Linear(width, width)
+        self.in_layer = Linear(features, width)
+        self.out_layer = Linear(width, width)
 
     def forward(self, x_BF: Tensor) -> Tensor:
         return self.out_layer(F.silu(self.in_layer(x_BF)))
@@ -118,7 +119,7 @@ class Modulation(nn.Module):
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.lin = nn.Linear(width, parts * width)
+        self.lin = Linear(width, parts * width)
 
     def forward(self, vector_BD: Tensor) -> tuple[Tensor, ...]:
         return self.lin(F.silu(vector_BD))[:, None].chunk(self.parts, dim=-1)
@@ -130,9 +131,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (Linear(width, width, bias=bias) for _ in range(3))
         self.norm = QKNorm(width // heads)
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values B×L×h×K, the first two normed."""
@@ -173,7 +174,7 @@ def gelu(x_BLF: Tensor) -> Tensor:
 
 
 def mlp(width: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), GELU(), nn.Linear(hidden, width))
+    return nn.Sequential(Linear(width, hidden), GELU(), Linear(hidden, width))
 
 
 class DoubleBlock(nn.Module):
@@ -215,10 +216,10 @@ class SingleBlock(nn.Module):
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         width, self.hidden, self.heads = config.width, int(config.width * config.mlp), config.heads
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_mlp = nn.Linear(width, width + self.hidden)
+        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
+        self.v_mlp = Linear(width, width + self.hidden)
         self.norm = QKNorm(width // config.heads)
-        self.linear2 = nn.Linear(width + self.hidden, width)
+        self.linear2 = Linear(width + self.hidden, width)
         self.modulation = Modulation(width, 3)
 
     def forward(self, x_BLD: Tensor, vector_BD: Tensor, rotation: Rotation) -> Tensor:
@@ -244,8 +245,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.width, config.features)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+        self.linear = Linear(config.width, config.features)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.width, 2 * config.width))
 
     def forward(self, x_BND: Tensor, vector_BD: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vector_BD)[:, None].chunk(2, dim=-1)
@@ -260,12 +261,12 @@ class MMDiT(nn.Module):
         if config.width % config.heads or sum(config.axes) != config.width // config.heads:
             raise ValueError(f"rotary axes {config.axes} do not add up to a head of {config.width} / {config.heads}")
         self.config, width = config, config.width
-        self.img_in = nn.Linear(config.features, width)
-        self.txt_in = nn.Linear(config.text, width)
+        self.img_in = Linear(config.features, width)
+        self.txt_in = Linear(config.text, width)
         self.time_in = MLPEmbedder(TIME_FEATURES, width)
         self.vector_in = MLPEmbedder(config.vector, width)
         self.guidance_in = MLPEmbedder(TIME_FEATURES, width) if config.guided else None
-        self.cond_in = nn.Linear(config.features + config.patch**2, width) if config.conditioned else None
+        self.cond_in = Linear(config.features + config.patch**2, width) if config.conditioned else None
         self.double_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.double_blocks))
         self.single_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.single_blocks))
         self.final_layer = FinalLayer(config)

@@ -29,6 +29,7 @@ from kinema.nn.ldm_unet import (
     to_map,
     tokens,
 )
+from kinema.nn.linear import Linear
 
 TRANSFORMER_EPS = 1e-6
 STRIP, STRIP_ELSEWHERE = 2**19, 2**24
@@ -88,7 +89,7 @@ class TemporalResBlock(nn.Module):
         super().__init__()
         self.norm1 = group_norm(channels, eps)
         self.conv1 = conv_over_time(channels)
-        self.time_emb_proj = nn.Linear(emb, channels) if emb else None
+        self.time_emb_proj = Linear(emb, channels) if emb else None
         self.norm2 = group_norm(channels, eps)
         self.conv2 = conv_over_time(channels)
 
@@ -229,14 +230,14 @@ class VideoTransformer(nn.Module):
     def __init__(self, channels: int, heads: int, context: int, depth: int = 1) -> None:
         super().__init__()
         self.norm = group_norm(channels, TRANSFORMER_EPS)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context) for _ in range(depth)])
         self.temporal_transformer_blocks = nn.ModuleList(
             [TemporalBlock(channels, heads, context) for _ in range(depth)]
         )
         self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels)
         self.time_mixer = Mixer(0.5)
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
 
     def forward(self, x_NCHW: Tensor, context_BLC: Tensor, frames: int, image_only_BT: Tensor | None = None) -> Tensor:
         n, c, height, _ = x_NCHW.shape

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from kinema.conditioning.pocket import PocketText, PocketTokenizer
 from kinema.families.vdm.config import Config
 from kinema.nn.embeddings import LogSNREmbedding
+from kinema.nn.linear import Linear
 
 _FOLD = "b c t (h p) (w q) -> (b t) (c p q) h w"
 _UNFOLD = "(b t) (c p q) h w -> b c t (h p) (w q)"
-_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
+_Layer = TypeVar("_Layer", nn.Conv2d, Linear)
 _BRANCH_GAIN = 1e-2
 """Initial gain of every residual branch's last layer: blocks start near the identity, and every parameter, including
 the null condition, has a gradient at the first step."""
@@ -45,7 +46,7 @@ class VideoUNet(nn.Module):
             # The paper's null is c = 0. This one is learned from that start, so that the network can distinguish
             # "no text" from a caption with a small embedding.
             self.null = nn.Parameter(torch.zeros(width))
-            self.mix = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            self.mix = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         if config.text == "pocket":
             size = PocketTokenizer(config.words).size
             self.reader = PocketText(size, config.text_width, config.text_depth, config.text_length)
@@ -153,7 +154,7 @@ class ResBlock(nn.Module):
     def __init__(self, wide_in: int, wide_out: int, width: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.conv1 = _group_norm(wide_in), nn.Conv2d(wide_in, wide_out, 3, padding=1)
-        self.embed = nn.Linear(width, wide_out)
+        self.embed = Linear(width, wide_out)
         self.norm2, self.conv2 = _group_norm(wide_out), _scale_down(nn.Conv2d(wide_out, wide_out, 3, padding=1))
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(wide_in, wide_out, 1) if wide_in != wide_out else nn.Identity()
@@ -170,8 +171,8 @@ class SpatialAttention(nn.Module):
         super().__init__()
         self.heads = channels // head_dim
         self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.out = _scale_down(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels, bias=False)
+        self.out = _scale_down(Linear(channels, channels))
 
     def forward(self, x_NSC: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm(x_NSC)), "n s (three h d) -> three n h s d", three=3, h=self.heads)
@@ -194,11 +195,11 @@ class TemporalAttention(nn.Module):
         super().__init__()
         self.heads, self.reach = channels // head_dim, max(reach, 1)
         self.norm = nn.LayerNorm(channels)
-        self.qk = nn.Linear(channels, 2 * channels, bias=False)
-        self.v = nn.Linear(channels, channels, bias=False)
+        self.qk = Linear(channels, 2 * channels, bias=False)
+        self.v = Linear(channels, channels, bias=False)
         self.relative = nn.Parameter(torch.empty(2 * self.reach + 1, head_dim))
         nn.init.normal_(self.relative, std=1 / math.sqrt(head_dim))
-        self.out = _scale_down(nn.Linear(channels, channels))
+        self.out = _scale_down(Linear(channels, channels))
 
     def forward(self, x_NSC: Tensor, frames: int, clip: int) -> Tensor:
         x_BTSC = x_NSC.unflatten(0, (-1, frames))
@@ -235,8 +236,8 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(text_width)
         self.query = nn.Parameter(torch.empty(text_width))
         nn.init.normal_(self.query)
-        self.kv = nn.Linear(text_width, 2 * text_width, bias=False)
-        self.out = nn.Linear(text_width, width)
+        self.kv = Linear(text_width, 2 * text_width, bias=False)
+        self.out = Linear(text_width, width)
 
     def forward(self, text_BLD: Tensor, keep_BL: Tensor | None) -> Tensor:
         k, v = rearrange(self.kv(self.norm(text_BLD)), "b l (two h d) -> two b h l d", two=2, h=self.heads)

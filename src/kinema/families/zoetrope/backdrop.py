@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.families.zoetrope.layers import PlaceBlock, over_space
+from kinema.nn.linear import Linear
 
 PIXELS = "b t h w (c p q) -> b c t (h p) (w q)"
 _RESIDUAL = 0.02
@@ -30,7 +31,7 @@ class Backdrop(nn.Module):
     def __init__(self, channels: int, hidden: int, cond: int, cell: int) -> None:
         super().__init__()
         self.cell = cell
-        self.share = nn.Linear(channels + 4, cell**2)
+        self.share = Linear(channels + 4, cell**2)
         self.place = PlaceBlock(channels, hidden, cond)
         self.out = nn.Conv2d(channels, 3 * cell**2, 3, padding=1)
         nn.init.zeros_(self.out.weight)

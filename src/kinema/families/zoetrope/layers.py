@@ -7,13 +7,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.nn.linear import Linear
+
 
 class ConvBlock(nn.Module):
     """Residual block: 3×3 convolution (modulated), 3-frame temporal convolution, 3×3 convolution."""
 
     def __init__(self, channels: int, cond: int) -> None:
         super().__init__()
-        self.modulate = nn.Linear(cond, 2 * channels)
+        self.modulate = Linear(cond, 2 * channels)
         self.space1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.time = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
         self.space2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -40,8 +42,8 @@ class PlaceBlock(nn.Module):
 
     def __init__(self, channels: int, hidden: int, cond: int) -> None:
         super().__init__()
-        self.modulate = nn.Linear(cond, 2 * channels)
-        self.up, self.down = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.modulate = Linear(cond, 2 * channels)
+        self.up, self.down = Linear(channels, hidden), Linear(hidden, channels)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         with torch.no_grad():

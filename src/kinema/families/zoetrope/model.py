@@ -27,6 +27,7 @@ from kinema.families.zoetrope.config import BlockKind, Config
 from kinema.families.zoetrope.layers import ConvBlock, PlaceBlock, over_space
 from kinema.families.zoetrope.sprite import FrameEstimate, Sprite, SpriteEstimate
 from kinema.nn.embeddings import LogSNREmbedding
+from kinema.nn.linear import Linear
 from kinema.nn.meta import placed
 
 _CELLS = "b c t (h p) (w q) -> b t h w (c p q)"
@@ -60,31 +61,31 @@ class Zoetrope(nn.Module):
         area, d = config.cell**2, config.width
         self.config = config
         self.text = PocketText(vocab_size, config.text_width, config.text_depth, config.text_length)
-        self.text_in = nn.Linear(config.text_width, d)
-        self.text_pool = nn.Linear(config.text_width, 1)
-        self.text_cond = nn.Linear(config.text_width, d)
+        self.text_in = Linear(config.text_width, d)
+        self.text_pool = Linear(config.text_width, 1)
+        self.text_cond = Linear(config.text_width, d)
         self.level = LogSNREmbedding(d)
-        self.squeeze = nn.Linear(d, config.modulation)
+        self.squeeze = Linear(d, config.modulation)
 
-        self.stem = nn.Linear(7 * area, config.fine)
+        self.stem = Linear(7 * area, config.fine)
         self.fine_down = ConvBlock(config.fine, config.modulation)
-        self.down = nn.Linear(4 * config.fine, config.coarse)
+        self.down = Linear(4 * config.fine, config.coarse)
         self.coarse_down = ConvBlock(config.coarse, config.modulation)
-        self.merge = nn.Linear(config.merge * config.coarse, d)
+        self.merge = Linear(config.merge * config.coarse, d)
         self.position_T, self.position_H, self.position_W = (nn.Parameter(_sincos(n, d)) for n in config.grid)
         self.blocks = nn.ModuleList(
             [TokenBlock(d, config.heads, config.mlp, config.modulation) for _ in range(config.depth)]
         )
-        self.unmerge = nn.Linear(d, config.merge * config.coarse)
+        self.unmerge = Linear(d, config.merge * config.coarse)
         self.coarse_up = _up_blocks(config.coarse_up, config.coarse, config)
-        self.up = nn.Linear(config.coarse, 4 * config.fine)
-        self.join = nn.Linear(2 * config.fine, config.fine)
-        self.sketch = nn.Linear(d, config.merge * 16)
-        self.sketch_in = nn.Linear(4, config.fine, bias=False)
+        self.up = Linear(config.coarse, 4 * config.fine)
+        self.join = Linear(2 * config.fine, config.fine)
+        self.sketch = Linear(d, config.merge * 16)
+        self.sketch_in = Linear(4, config.fine, bias=False)
         self.fine_up = _up_blocks(config.fine_up, config.fine, config)
         self.out = nn.Conv2d(config.fine, 3 * area, 3, padding=1)
         self.backdrop = Backdrop(config.fine, config.places * config.fine, config.modulation, config.cell)
-        self.read = nn.Linear(d, sum(CLASSES))
+        self.read = Linear(d, sum(CLASSES))
         self.sprite = Sprite(config, sum(CLASSES)) if config.sprite else None
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.text_pool.weight)
@@ -182,12 +183,12 @@ class TokenBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp: int, cond: int) -> None:
         super().__init__()
         self.heads = heads
-        self.modulate = nn.Linear(cond, 6 * width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.modulate = Linear(cond, 6 * width)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.scale_q = nn.Parameter(torch.ones(width // heads))
         self.scale_k = nn.Parameter(torch.ones(width // heads))
-        self.proj = nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, mlp), nn.Linear(mlp, width)
+        self.proj = Linear(width, width, bias=False)
+        self.up, self.down = Linear(width, mlp), Linear(mlp, width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         with torch.no_grad():  # gates start partly open, to learn from the first step

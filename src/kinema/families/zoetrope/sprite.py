@@ -25,6 +25,7 @@ from kinema.families.zoetrope.layers import PlaceBlock, exact, over_space
 from kinema.families.zoetrope.rotation import CHANNELS, RADII, STEPS, correlate, decode_angles, sample_polar
 from kinema.families.zoetrope.smoothing import fill_gaps, least_absolute_line, smooth
 from kinema.families.zoetrope.warp import Pose, pixel_centres, to_frames, to_sprite
+from kinema.nn.linear import Linear
 
 _PACK = 2
 """Texels along each side of one place of the refining network."""
@@ -84,16 +85,16 @@ class Sprite(nn.Module):
         super().__init__()
         self.cell, self.merge, self.side = config.cell, config.merge, config.sprite
         code, hidden, channels = config.fine, config.fine, config.fine + config.fine // 4
-        self.cover = nn.Linear(config.fine + 4, config.cell**2)
-        self.code = nn.Linear(config.width + classes + config.modulation, code)
-        self.frame = nn.Linear(code, 4)
-        self.template = nn.Linear(code, CHANNELS * len(RADII) * STEPS)
-        self.visible_in = nn.Linear(config.fine, hidden)
-        self.visible_code = nn.Linear(code, hidden, bias=False)
+        self.cover = Linear(config.fine + 4, config.cell**2)
+        self.code = Linear(config.width + classes + config.modulation, code)
+        self.frame = Linear(code, 4)
+        self.template = Linear(code, CHANNELS * len(RADII) * STEPS)
+        self.visible_in = Linear(config.fine, hidden)
+        self.visible_code = Linear(code, hidden, bias=False)
         self.visible_time = nn.Conv1d(hidden, hidden, 5, padding=2)
-        self.visible = nn.Linear(hidden, 1)
+        self.visible = Linear(hidden, 1)
         places = config.sprite // _PACK
-        self.enter = nn.Linear(4 * _PACK**2 + config.fine, channels)
+        self.enter = Linear(4 * _PACK**2 + config.fine, channels)
         self.where = nn.Parameter(torch.empty(places, places, channels))
         self.mend = nn.ModuleList(PlaceBlock(channels, 4 * channels, code) for _ in range(2))
         self.across = nn.Conv2d(channels, channels, 3, padding=1)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kinema.families.animatediff.config import AdapterSize
 from kinema.nn.ldm_unet import Attention, TransformerBlock, add_, attend
+from kinema.nn.linear import Linear
 
 HEAD_DIM = 64
 """Channels per head of the resampler."""
@@ -88,8 +89,8 @@ class ImagePromptKeys(nn.Module):
 
     def __init__(self, width: int, context: int, adapters: int) -> None:
         super().__init__()
-        self.to_k_ip = nn.ModuleList(nn.Linear(context, width, bias=False) for _ in range(adapters))
-        self.to_v_ip = nn.ModuleList(nn.Linear(context, width, bias=False) for _ in range(adapters))
+        self.to_k_ip = nn.ModuleList(Linear(context, width, bias=False) for _ in range(adapters))
+        self.to_v_ip = nn.ModuleList(Linear(context, width, bias=False) for _ in range(adapters))
 
 
 def per_image(scale_T: Tensor, count: int) -> Tensor:
@@ -120,7 +121,7 @@ class Projection(nn.Module):
     def __init__(self, size: AdapterSize, context: int) -> None:
         super().__init__()
         self.tokens = size.tokens
-        self.image_embeds = nn.Linear(size.embedding, size.tokens * context)
+        self.image_embeds = Linear(size.embedding, size.tokens * context)
         self.norm = nn.LayerNorm(context)
 
     def forward(self, embedding_KE: Tensor) -> Tensor:
@@ -134,9 +135,9 @@ class Resampler(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.empty(1, size.tokens, size.width))
         nn.init.normal_(self.latents, std=size.width**-0.5)
-        self.proj_in = nn.Linear(size.embedding, size.width)
+        self.proj_in = Linear(size.embedding, size.width)
         self.layers = nn.ModuleList(ResamplerLayer(size.width, size.inner) for _ in range(size.layers))
-        self.proj_out = nn.Linear(size.width, context)
+        self.proj_out = Linear(size.width, context)
         self.norm_out = nn.LayerNorm(context)
 
     def forward(self, patches_KSE: Tensor) -> Tensor:
@@ -166,8 +167,8 @@ class ResamplerAttention(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, inner, bias=False) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(inner, width, bias=False)])
+        self.to_q, self.to_k, self.to_v = (Linear(width, inner, bias=False) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(inner, width, bias=False)])
 
     def forward(self, query_KLC: Tensor, source_KSC: Tensor) -> Tensor:
         q, k, v = (
@@ -182,7 +183,7 @@ class GeluFeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GeluProjection(width), nn.Identity(), nn.Linear(4 * width, width, bias=False)])
+        self.net = nn.ModuleList([GeluProjection(width), nn.Identity(), Linear(4 * width, width, bias=False)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -193,7 +194,7 @@ class GeluProjection(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 4 * width, bias=False)
+        self.proj = Linear(width, 4 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.proj(x))

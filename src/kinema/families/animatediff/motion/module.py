@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from kinema.diffusion.windows import AttentionWindow
 from kinema.nn.ldm_unet import Attention, FeedForward, add_, group_norm, to_map, tokens
+from kinema.nn.linear import Linear
 from kinema.nn.meta import placed
 from kinema.schema import BadRequest
 
@@ -76,9 +77,9 @@ class MotionModule(nn.Module):
         super().__init__()
         self.over_clip = over_clip
         self.norm = group_norm(channels, EPS)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([MotionBlock(channels, heads, positions, double, stretch)])
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 

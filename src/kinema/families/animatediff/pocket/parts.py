@@ -24,6 +24,7 @@ from kinema.families.animatediff.config import Config
 from kinema.families.animatediff.kind import Network
 from kinema.families.animatediff.unet import MotionLevel, UNet
 from kinema.nn.ldm_unet import ResBlock
+from kinema.nn.linear import Linear
 
 
 class Reader(nn.Module):
@@ -35,7 +36,7 @@ class Reader(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
-            nn.Linear(config.channels[-1], sum(READING_CLASSES) + sum(OFFSET_CLASSES)) for _ in range(2)
+            Linear(config.channels[-1], sum(READING_CLASSES) + sum(OFFSET_CLASSES)) for _ in range(2)
         )
 
     def forward(self, maps_NCHW: list[Tensor]) -> list[Tensor]:

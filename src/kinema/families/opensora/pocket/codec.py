@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinema.families.opensora.config import PocketCodecConfig
+from kinema.nn.linear import Linear
 from kinema.vae.running import update_statistics
 
 EPS = 1e-6
@@ -79,7 +80,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: PocketCodecConfig) -> None:
         super().__init__()
         self.config, latent, widths = config, config.latent, config.channels
-        self.direct = nn.Linear(3 * config.stride[0] * config.stride[1] ** 2, latent)
+        self.direct = Linear(3 * config.stride[0] * config.stride[1] ** 2, latent)
         self.conv_in = spatial(3 * config.fold**2, widths[0])
         self.fine = nn.Sequential(*(Block(widths[0]) for _ in range(config.encoding[0])))
         self.down = nn.Conv3d(widths[0], widths[1], (1, 2, 2), (1, 2, 2))
@@ -109,7 +110,7 @@ class _Decoder(nn.Module):
     def __init__(self, config: PocketCodecConfig) -> None:
         super().__init__()
         self.config, latent, widths = config, config.latent, config.channels
-        self.direct = nn.Linear(latent, 3 * config.stride[0] * config.stride[1] ** 2)
+        self.direct = Linear(latent, 3 * config.stride[0] * config.stride[1] ** 2)
         self.conv_in = spatial(latent, widths[2])
         self.coarse = nn.Sequential(*(Block(widths[2]) for _ in range(config.decoding[2])))
         self.double_1 = nn.Conv3d(widths[2], 2 * widths[1], 1)

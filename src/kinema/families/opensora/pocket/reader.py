@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kinema.data.reading import OFFSET_CLASSES, READING_CLASSES, location_loss, object_mask, reading_loss
 from kinema.families.opensora.mmdit import MMDiT
+from kinema.nn.linear import Linear
 
 if TYPE_CHECKING:
     from kinema.data.playroom.scene import Scene
@@ -31,7 +32,7 @@ class Reader(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.head = nn.Linear(width, sum(READING_CLASSES) + sum(OFFSET_CLASSES))
+        self.head = Linear(width, sum(READING_CLASSES) + sum(OFFSET_CLASSES))
 
     @contextmanager
     def watching(self, transformer: MMDiT) -> Iterator[list[Tensor]]:

@@ -15,6 +15,7 @@ from kinema.families.opensora.stdit.config import STDiTConfig
 from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Words
 from kinema.families.opensora.stdit.positions import grid_table, waves
+from kinema.nn.linear import Linear
 
 
 class Block(nn.Module):
@@ -47,7 +48,7 @@ class FirstSTDiT(nn.Module):
         self.config, width = config, config.width
         self.x_embedder = layers.PatchEmbedder(config.channels, width)
         self.t_embedder = layers.ScalarEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
         self.y_embedder = layers.TextEmbedder(config)
         blocks = [Block(config) for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)

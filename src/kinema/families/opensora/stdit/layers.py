@@ -19,6 +19,7 @@ from kinema.families.opensora.stdit.config import PATCH, STDiTConfig
 from kinema.families.opensora.stdit.positions import Turns
 from kinema.nn.attention import attend
 from kinema.nn.embeddings import sinusoidal
+from kinema.nn.linear import Linear
 
 FREQUENCIES = 256
 
@@ -50,7 +51,7 @@ class ScalarEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, x_B: Tensor) -> Tensor:
         return self.mlp(sinusoidal(x_B, FREQUENCIES).to(next(self.mlp.parameters()).dtype))
@@ -61,8 +62,8 @@ class MLP(nn.Module):
 
     def __init__(self, features: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(features, hidden)
-        self.fc2 = nn.Linear(hidden, out)
+        self.fc1 = Linear(features, hidden)
+        self.fc2 = Linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(gelu(self.fc1(x)))
@@ -116,10 +117,10 @@ class Attention(nn.Module):
     def __init__(self, config: STDiTConfig) -> None:
         super().__init__()
         self.heads, self.rotate_first = config.heads, config.rotate_first
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
         self.q_norm = RMSNorm(config.head) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head) if config.qk_norm else nn.Identity()
-        self.proj = nn.Linear(config.width, config.width)
+        self.proj = Linear(config.width, config.width)
 
     def queries_keys_values(self, x_LD: Tensor, turns: Turns | None) -> tuple[Tensor, Tensor, Tensor]:
         """Each […, L, h, K], ready for attention."""
@@ -142,9 +143,9 @@ class CrossAttention(nn.Module):
     def __init__(self, config: STDiTConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.q_linear = nn.Linear(config.width, config.width)
-        self.kv_linear = nn.Linear(config.width, 2 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.q_linear = Linear(config.width, config.width)
+        self.kv_linear = Linear(config.width, 2 * config.width)
+        self.proj = Linear(config.width, config.width)
 
     def forward(
         self, x_BTSD: Tensor, words: Words, null: Words | None = None, given_BT: Tensor | None = None
@@ -174,7 +175,7 @@ class FinalLayer(nn.Module):
     def __init__(self, config: STDiTConfig) -> None:
         super().__init__()
         self.norm_twice = config.norm_twice
-        self.linear = nn.Linear(config.width, PATCH**2 * config.out)
+        self.linear = Linear(config.width, PATCH**2 * config.out)
         self.scale_shift_table = modulation_table(2, config.width)
 
     def forward(
@@ -226,12 +227,12 @@ def start(network: nn.Module, narrow: Iterable[nn.Module], zero: Iterable[nn.Mod
     """Weights before training: Xavier's in linear layers, a deviation of 0.02 in those of ``narrow``, none in ``zero``,
     which therefore add nothing at first; no biases."""
     for layer in network.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     for part in narrow:
         for layer in part.modules():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, Linear):
                 nn.init.normal_(layer.weight, std=0.02)
     for layer in zero:
         nn.init.zeros_(cast(Tensor, layer.weight))

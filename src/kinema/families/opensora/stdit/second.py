@@ -17,6 +17,7 @@ from kinema.families.opensora.stdit.config import STDiTConfig
 from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Words
 from kinema.families.opensora.stdit.positions import Rotary, Turns, grid_table, time_turns
+from kinema.nn.linear import Linear
 
 
 class Block(nn.Module):
@@ -49,8 +50,8 @@ class SecondSTDiT(nn.Module):
         self.config, width = config, config.width
         self.x_embedder = layers.PatchEmbedder(config.channels, width)
         self.t_embedder = layers.ScalarEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.t_block_temp = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
+        self.t_block_temp = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
         self.y_embedder = layers.TextEmbedder(config)
         self.rope = Rotary(config.rotary)
         blocks = [Block(config) for _ in range(config.depth)]

@@ -22,6 +22,7 @@ from kinema.families.opensora.stdit.inputs import About, Given
 from kinema.families.opensora.stdit.layers import Words
 from kinema.families.opensora.stdit.positions import Rotary, Turns, grid_table, space_turns, time_turns, window_turns
 from kinema.families.opensora.stdit.windows import over_windows
+from kinema.nn.linear import Linear
 
 
 class Text(NamedTuple):
@@ -73,7 +74,7 @@ class ThirdSTDiT(nn.Module):
         self.x_embedder_cond_mask = patches() if config.takes_given else None
         self.t_embedder = layers.ScalarEmbedder(width)
         self.fps_embedder = layers.ScalarEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
         self.y_embedder = layers.TextEmbedder(config)
         self.spatial_blocks = nn.ModuleList(Block(config, temporal=False) for _ in range(config.depth))
         temporal = [Block(config, temporal=True) for _ in range(config.depth)]

@@ -18,6 +18,7 @@ from kinema.families.svd.config import Config
 from kinema.families.svd.layers import VideoResBlock, VideoTransformer
 from kinema.families.svd.model import VideoUNet
 from kinema.nn.ldm_unet import ResBlock, group_norm, silu_
+from kinema.nn.linear import Linear
 from kinema.vae.running import update_statistics
 
 EPS = 1e-6
@@ -159,7 +160,7 @@ class PocketVision(nn.Module):
         width = config.clip_width
         self.patches = nn.Conv2d(3, width, config.stride, stride=config.stride)
         self.conv = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.out = nn.Linear(2 * width, config.context)
+        self.out = Linear(2 * width, config.context)
 
     def embed(self, image_B3HW: Tensor) -> Tensor:
         x = F.silu(self.patches(image_B3HW.to(self.out.weight.dtype)))

@@ -1,0 +1,81 @@
+"""A cost model of products on a CPU: how many tokens a feed-forward layer computes at a time.
+
+A layer computes its tokens in parts. Each part calls three products and reads all weights again; its activations are
+written and read where they fit, in a core's cache, the shared cache or memory. The model adds these times to those of
+the multiplications, and the cheapest part size is used. Only ratios of its constants matter. They were fitted on the
+widths 64 and 640 and are checked on others (``python -m benchmarks.choices``, docs/notes/0006-speed.md).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+CALL = 40e-6
+"""Seconds for the three products of a part, beyond their multiplications."""
+RATE = {4: 220e9, 2: 440e9}
+"""Operations per second and core, by bytes of a number."""
+SHARED, MEMORY = 40e9, 19e9
+"""Bytes per second of the shared cache and of memory."""
+OWN_CACHE, SHARED_CACHE = 2**20, 2**25
+"""Bytes of the caches where the system does not say: those of common servers."""
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+"""Where Linux describes them."""
+BATCHED = 16
+"""Networks whose weights are this many times the shared cache, for each thread, run guidance branches as one batch."""
+PASSES = 5
+"""How often a part's activation, eight times as wide as its tokens, is written or read, per half of it."""
+FEWEST = 32
+
+
+@cache
+def caches() -> tuple[int, int]:
+    """Return the bytes of the largest cache of one core and of the largest shared one."""
+    folders = sorted(CACHES.glob("index*"))
+    try:
+        found = {int((f / "level").read_text()): _bytes((f / "size").read_text()) for f in folders}
+    except (OSError, ValueError):
+        found = {}
+    if not found:
+        return OWN_CACHE, SHARED_CACHE
+    own = found.get(2, OWN_CACHE)
+    shared = max(found.get(3, own), own)
+    return own, shared
+
+
+def _bytes(text: str) -> int:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    text = text.strip()
+    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
+
+
+@cache
+def rows_at_once(rows: int, width: int, itemsize: int, threads: int) -> int:
+    """Return the cheapest number of tokens at a time, a power of two or all, of a gated feed-forward layer of four
+    times the width for ``rows`` tokens of ``width`` numbers.
+    """
+    options = [2**k for k in range(FEWEST.bit_length() - 1, rows.bit_length()) if 2**k < rows]
+    return min([*options, rows], key=lambda each: seconds(rows, each, width, itemsize, threads))
+
+
+def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> float:
+    """Estimate the seconds of a feed-forward layer that computes ``part`` of its ``rows`` tokens at a time."""
+    own, shared = caches()
+    weights, hidden = 12 * width**2 * itemsize, 8 * width * part * itemsize
+
+    def transfer(size: float, times: float = 1) -> float:
+        """Seconds to read or write so many bytes, with a working set of this size."""
+        if size <= own * threads:
+            return 0
+        return times * size / (SHARED * threads if size <= shared else MEMORY)
+
+    each = CALL + transfer(weights) + transfer(hidden / 2, PASSES)
+    return rows * 24 * width**2 / (RATE[itemsize] * threads) + -(-rows // part) * each
+
+
+def branches_in_one_batch(weights: int, threads: int) -> bool:
+    """Whether guidance branches are faster as one batch: where the network's weights, in bytes, are far larger than the
+    shared cache, a batch reads them once. Smaller networks are faster with one thread for each branch, or with half
+    the activations in cache.
+    """
+    return weights > BATCHED * caches()[1] * threads

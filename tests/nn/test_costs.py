@@ -1,0 +1,54 @@
+"""The cost model: closed forms at its ends, and the machine's caches."""
+
+from __future__ import annotations
+
+import pytest
+
+from kinema.nn import costs
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch):
+    """A core's cache of 1 MiB, and 32 MiB shared, on any machine."""
+    monkeypatch.setattr(costs, "caches", lambda: (2**20, 2**25))
+    costs.rows_at_once.cache_clear()
+    yield
+    costs.rows_at_once.cache_clear()
+
+
+def test_without_transfers_all_tokens_are_one_part():
+    """Layers whose weights and activations fit a core's cache pay for calls alone."""
+    assert costs.rows_at_once(100, 32, 4, 1) == 100
+    assert costs.seconds(100, 100, 32, 4, 1) == pytest.approx(100 * 24 * 32**2 / costs.RATE[4] + costs.CALL)
+
+
+def test_wide_layers_read_their_weights_again_for_each_part():
+    width, rows = 1280, 2**14
+    weights = 12 * width**2 * 4
+    few, many = (costs.seconds(rows, part, width, 4, 1) for part in (16, 32))
+    parts = rows / 32
+    assert few - many == pytest.approx(parts * (costs.CALL + weights / costs.MEMORY), rel=1e-9)
+
+
+@pytest.mark.parametrize("width", [320, 640])
+def test_parts_are_neither_a_few_tokens_nor_larger_than_the_shared_cache(width):
+    """A few dozen tokens cost 1.3 times as much; so does an activation that goes through memory, if weights are few."""
+    chosen = costs.rows_at_once(2**16, width, 4, 1)
+    assert chosen >= 128
+    assert chosen * 4 * width * 4 <= 2**25
+
+
+def test_caches_are_read_from_the_system(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    for index, (level, size) in enumerate([(1, "48K"), (1, "32K"), (2, "1024K"), (3, "32768K")]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(costs, "CACHES", tmp_path)
+    costs.caches.cache_clear()
+    assert costs.caches() == (2**20, 2**25)
+    (tmp_path / "index3" / "level").write_text("unknown")
+    costs.caches.cache_clear()
+    assert costs.caches() == (costs.OWN_CACHE, costs.SHARED_CACHE)
+    costs.caches.cache_clear()

@@ -1,0 +1,90 @@
+"""Guidance branches as one batch: the same clip in every family, with one call of the network for both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from kinema import guide
+from kinema.api import Model, load
+from kinema.events import Step
+from kinema.schema import Request
+
+SMALL: dict[str, Any] = {"prompt": "a red ball", "seed": 5, "steps": 3, "guidance": 2.5}
+CASES: dict[str, dict[str, Any]] = {
+    "animatediff/tiny": {},
+    "lumiere/tiny": {},
+    "opensora/tiny": {},
+    "opensora/tiny-1.0": {},
+    "opensora/tiny-1.2": {},
+    "opensora/tiny-1.3": {"frames": 33},
+    "svd/tiny": {"task": "animate", "image": "image.png", "prompt": ""},
+    "zoetrope/tiny": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def sampled(
+    model: Model, request: Request, monkeypatch: pytest.MonkeyPatch, *, batch: bool
+) -> tuple[torch.Tensor, int]:
+    """The clip, and how often a block of the network was called."""
+    monkeypatch.setattr(guide, "branches_in_one_batch", lambda *_: batch)
+    calls: Counter[nn.Module] = Counter()
+    blocks = model.system.family.blocks(model.system.model)
+    hooks = [block.register_forward_hook(lambda block, *_: calls.update([block])) for block in blocks]
+    try:
+        return model.run(request).video, max(calls.values())
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_batch_gives_the_clip_of_separate_branches(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (16, 16), (200, 40, 40)).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    family, _, preset = name.partition("/")
+    model, request = load(family, preset=preset), Request(**SMALL | CASES[name])
+    apart, one_each = sampled(model, request, monkeypatch, batch=False)
+    together, one_for_both = sampled(model, request, monkeypatch, batch=True)
+    assert torch.allclose(together, apart, atol=1e-4)
+    assert one_for_both == one_each // 2
+
+
+def test_clips_of_a_batch_keep_their_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("zoetrope", preset="tiny")
+    request = Request(**SMALL, clips=2)
+    apart, one_each = sampled(model, request, monkeypatch, batch=False)
+    together, same = sampled(model, request, monkeypatch, batch=True)
+    assert torch.equal(together, apart)
+    assert same == one_each
+
+
+def test_a_cancel_is_heard_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinema.cancel import Cancel
+    from kinema.schema import Cancelled
+
+    monkeypatch.setattr(guide, "branches_in_one_batch", lambda *_: True)
+    token = Cancel()
+    model, steps = load("zoetrope", preset="tiny"), []
+
+    def heard(event: object) -> None:
+        if isinstance(event, Step):
+            steps.append(event.index)
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        model.run(Request(**SMALL), on_event=heard, cancel=token)
+    assert steps == [1]
