@@ -64,7 +64,7 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
     weights, hidden = 12 * width**2 * itemsize, 8 * width * part * itemsize
 
     def transfer(size: float, times: float = 1) -> float:
-        """Seconds to read or write so many bytes, with a working set of this size."""
+        """Seconds to read or write bytes, with a working set of this size."""
         if size <= own * threads:
             return 0
         return times * size / (SHARED * threads if size <= shared else MEMORY)

@@ -258,14 +258,11 @@ class Sampling(Protocol):
         return None
 
     def join(self, conditions: Sequence[Any]) -> Any | None:
-        """Batch one branch's conditioning of several clips whose requests differ only in prompt, seed and canvas.
+        """Batch one branch's conditioning of several clips whose requests differ only in prompt, seed and canvas, or
+        several branches' conditioning of one clip.
 
-        Return None if they cannot share a batch; the clips are then denoised one after another.
+        Return None if they cannot share a batch; they are then denoised one after another.
         """
-
-    def join_branches(self, conditions: Sequence[Any]) -> Any | None:
-        """Batch the conditioning of several guidance branches of one clip; None if they cannot share a batch."""
-        return self.join(conditions)
 
     def denoiser(self, system: OpenedModel, condition: Any, frames: Sequence[int] | None) -> Denoiser:
         """Return ``denoise(z_BCTHW, level) -> x0_BCTHW`` for one branch's conditioning.

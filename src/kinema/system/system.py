@@ -200,7 +200,7 @@ class System:
         """Batch the conditioning of several guidance branches of one clip; None if they cannot share a batch."""
         if any(isinstance(condition, OverSteps) for condition in conditions):
             return None
-        return self.family.sampling.join_branches(conditions)
+        return self.family.sampling.join(conditions)
 
     def prior(self, request: Request, noise_BCTHW: Tensor) -> Tensor:
         """Scale standard normal noise to the noise end of the schedule."""

@@ -71,11 +71,13 @@ class Condition:
 
 
 def join(conditions: Sequence[Condition]) -> Condition | None:
-    """Batch the conditions of single clips; None if their rows or conditioning frames differ.
+    """Batch the conditions of single clips; None if their rows, conditioning frames, steering or image prompts differ.
 
-    Motion control, ControlNets and image prompts are the same for all clips of a request; the first clip's are used.
+    Motion control is the same for all clips and branches of a request; the first one's is used.
     """
     first = conditions[0]
+    if len({(*map(id, c.steerings), *map(id, c.image_prompts)) for c in conditions}) > 1:
+        return None
     if len({(c.context_BKLC.shape, c.sparse is None, c.first_BCTHW is None) for c in conditions}) > 1:
         return None
 

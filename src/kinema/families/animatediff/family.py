@@ -187,12 +187,6 @@ class AnimateDiffSampling(Sampling):
     def join(self, conditions: Sequence[Condition]) -> Condition | None:
         return conditioning.join(conditions)
 
-    def join_branches(self, conditions: Sequence[Condition]) -> Condition | None:
-        """Branches may be steered or shown images differently."""
-        if any(condition.steerings or condition.image_prompts for condition in conditions):
-            return None
-        return conditioning.join(conditions)
-
     def denoiser(self, system: OpenedModel, condition: Condition, frames: Sequence[int] | None) -> Denoiser:
         model, part = cast(AnimateDiff, system.model), condition.of(frames)
         channels_last(model.unet)
