@@ -70,3 +70,20 @@ def test_half_precision_attention_by_heads_compiles_to_one_operator(monkeypatch)
         out = torch.compile(attention.attend, backend=backend, fullgraph=True)(q, k, v)
         assert torch.equal(out, attention.attend(q, k, v))
     assert [name for name in seen if name.startswith("kinema")] == ["kinema.attend_by_heads"]
+
+
+@pytest.mark.parametrize("kind", ["inference", "gradient", "autocast", "MKL is fast", "few keys"])
+def test_float32_attention_by_heads_is_correct_and_used_for_inference_with_many_keys(kind, monkeypatch):
+    """With a smaller last part, another number of keys than queries, and values of another width."""
+    calls = []
+    by_heads = attention._by_heads_in_float32
+    monkeypatch.setattr(attention, "_by_heads_in_float32", lambda *x: calls.append(1) or by_heads(*x))
+    monkeypatch.setattr(attention, "onednn_is_faster", lambda: kind != "MKL is fast")
+    monkeypatch.setattr(attention, "FEWEST", 100 if kind == "few keys" else 50)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, d).transpose(1, 2) for n, d in ((330, 16), (90, 16), (90, 24)))
+    with torch.set_grad_enabled(kind == "gradient"), torch.autocast("cpu", enabled=kind == "autocast"):
+        out = attention.attend(q, 3 * k, v)
+    expected = (q.double() @ (3 * k).double().transpose(-1, -2) / 4).softmax(-1) @ v.double()
+    assert torch.allclose(out.double(), expected, atol=0.05 if kind == "autocast" else 1e-5)
+    assert bool(calls) == (kind == "inference")

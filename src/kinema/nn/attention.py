@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kinema.nn.linear import linear, onednn_is_faster
+
 SHORT, PROMPT, WEIGHTS, FEWEST = 64, 80, 2**19, 256
 """CPU attention. Up to SHORT keys: plain batched products. Up to PROMPT keys (a prompt's tokens): the same, WEIGHTS
 attention weights at a time, if these are at least FEWEST queries. In bfloat16: FEWEST queries per thread at a time."""
@@ -23,9 +25,9 @@ keys that it is estimated from."""
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention over […, S, D]; the leading dimensions of q, k and v are equal.
 
-    On a CPU, PyTorch's fused attention is slow for short sequences and runs bfloat16 at the speed of float32. There,
-    this uses plain products: for prompts, some queries at a time; for longer bfloat16 sequences, some queries of one
-    head at a time.
+    On a CPU, PyTorch's fused attention is slow for short sequences, runs bfloat16 at the speed of float32, and float32
+    with MKL, which is slow on AMD CPUs. There, this uses plain products: for prompts, some queries at a time; for
+    longer sequences, some queries of one head at a time.
     """
     keys = k.shape[-2]
     few = WEIGHTS // (keys * q.shape[:-2].numel())
@@ -33,6 +35,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not q.is_cpu or not (keys <= SHORT or prompt):
         if q.is_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             return torch.ops.kinema.attend_by_heads(q, k, v) if torch.compiler.is_compiling() else _by_heads(q, k, v)
+        if q.is_cpu and q.dtype == torch.float32 and keys >= FEWEST and onednn_is_faster() and _is_plain_inference():
+            return _by_heads_in_float32(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))
     if not prompt:
@@ -79,6 +83,22 @@ def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 offset = logits.amax(-1, keepdim=True).neg_()
                 torch.addmm(offset.expand_as(logits), queries, k_LD.T, out=logits)
             torch.mm(logits.softmax(-1), v_LD, out=result)
+    return out
+
+
+def _is_plain_inference() -> bool:
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+
+
+def _by_heads_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same with oneDNN's float32 products: 1.2 to 1.6 times as fast as fused attention (docs/notes/0006-speed.md)."""
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    heads = (q.flatten(0, -3).contiguous(), k.flatten(0, -3).contiguous(), v.flatten(0, -3).mT.contiguous())
+    few = FEWEST * torch.get_num_threads()
+    for q_SD, k_LD, v_DL, out_SD in zip(*heads, out.flatten(0, -3), strict=True):
+        for queries, result in zip(q_SD.split(few), out_SD.split(few), strict=True):
+            result.copy_(linear(linear(queries, k_LD).softmax(-1), v_DL))
     return out
 
 
