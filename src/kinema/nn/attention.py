@@ -91,7 +91,7 @@ def _is_plain_inference() -> bool:
 
 
 def _by_heads_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same with oneDNN's float32 products: 1.2 to 1.6 times as fast as fused attention (docs/notes/0006-speed.md)."""
+    """The same with oneDNN's float32 products, 1.2 to 1.6 times as fast as fused attention."""
     q = q * (1 / math.sqrt(q.shape[-1]))
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     heads = (q.flatten(0, -3).contiguous(), k.flatten(0, -3).contiguous(), v.flatten(0, -3).mT.contiguous())
