@@ -34,6 +34,21 @@ class Row:
     note: str = ""
     goal: float | None = None
     """Target for the ratio."""
+    command: str = ""
+    """The command that measured it."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """Of each side, what `attainable.budget` returns."""
+
+    @property
+    def alone(self) -> dict[str, float]:
+        """Seconds of each side's own products, convolutions and attention alone."""
+        return {side: sum(each["alone"].values()) for side, each in self.budget.items()}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of what is attainable, of each side: the seconds alone over the median of the measured ones."""
+        measured = {"theirs": self.theirs, "ours": self.ours}
+        return {side: alone / statistics.median(measured[side]) for side, alone in self.alone.items() if measured[side]}
 
     @property
     def ratios(self) -> list[float]:
@@ -54,10 +69,11 @@ class Row:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Row:
-        return cls(**{name: value for name, value in data.items() if name != "ratio"})
+        return cls(**{name: value for name, value in data.items() if name not in ("ratio", "shares")})
 
     def to_json(self) -> dict[str, Any]:
-        data = {k: v for k, v in vars(self).items() if v not in (None, "", [])}
+        data = {k: v for k, v in vars(self).items() if v not in (None, "", [], {})}
+        data |= {"shares": self.shares} if self.shares else {}
         return data | ({} if self.ratio is None else {"ratio": self.ratio})
 
 
