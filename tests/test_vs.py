@@ -42,13 +42,28 @@ ANIMATEDIFF = replace(
 )
 
 
+SDXL = replace(
+    ANIMATEDIFF,
+    motion="sdxl",
+    motion_mid=False,
+    linear=True,
+    size_embedding=8,
+    depths=(0, 1, 2),
+    context=64,
+    text=(ANIMATEDIFF.text[0], replace(ANIMATEDIFF.text[0], projection=32)),
+)
+
+
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     torch.set_num_threads(1)
     monkeypatch.syspath_prepend(str(ROOT))
-    svd, animatediff = (importlib.import_module(f"benchmarks.vs.{name}") for name in ("svd", "animatediff"))
+    svd, animatediff, sdxl = (
+        importlib.import_module(f"benchmarks.vs.{name}") for name in ("svd", "animatediff", "sdxl")
+    )
+    monkeypatch.setattr(sdxl.SDXLPair, "configs", {"full": SDXL})
     monkeypatch.setattr(svd.SVDPair, "configs", {"reduced": SVD, "full": SVD})
     monkeypatch.setattr(animatediff.AnimateDiffPair, "configs", {"reduced": ANIMATEDIFF, "full": ANIMATEDIFF})
 
@@ -99,7 +114,7 @@ def test_both_sides_give_equal_results_and_every_run_is_stored(bench, family):
     assert not list(folder.glob("*.partial.json"))
 
 
-@pytest.mark.parametrize("family", ["svd", "animatediff"])
+@pytest.mark.parametrize("family", ["svd", "animatediff", "sdxl"])
 def test_a_full_width_is_measured_beside_what_its_products_take_alone(bench, family):
     run, _, _ = bench
     _, result, page = run(
@@ -117,6 +132,19 @@ def test_a_full_width_is_measured_beside_what_its_products_take_alone(bench, fam
     assert "GFLOP/s alone" in page
     assert result["commands"] == [row["command"]]
     assert f"`{row['command']}`" in page
+
+
+def test_t5_reads_a_prompt_as_transformers_does(bench, monkeypatch):
+    run, vs, _ = bench
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+    monkeypatch.setattr(vs.T5Reading, "config", {**vs.T5Reading.config, **small})
+    _, result, _ = run("--runs", "1", "--width", "full", "--budget", family="t5")
+    for row in result["rows"]:
+        assert row["difference"] < 1e-5
+        budget = row["budget"]
+        assert budget["ours"]["operations"] == budget["theirs"]["operations"]
+        assert budget["ours"]["operations"]["linear"] == 2 * 512 * 2 * (4 * 32 * 32 + 3 * 32 * 64)
+    assert [row["what"][-4:] for row in result["rows"]] == ["fp32", "bf16"]
 
 
 def test_animatediff_decoding_gives_equal_results(bench):

@@ -30,6 +30,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,26 @@ import torch._dynamo
 from benchmarks.vs import measure
 from benchmarks.vs.animatediff import AnimateDiffPair
 from benchmarks.vs.attainable import Attainable, budget
+from benchmarks.vs.encoders import T5Reading
 from benchmarks.vs.measure import Clock, Row
 from benchmarks.vs.opensora import OpenSoraBlocks
 from benchmarks.vs.pairs import Comparison, Pair, Work
 from benchmarks.vs.progress import Progress, code_hash
 from benchmarks.vs.recorded import recorded
 from benchmarks.vs.report import Report, line, machine, table, versions
+from benchmarks.vs.sdxl import SDXLPair
 from benchmarks.vs.svd import SVDPair
 from kinema.system import policy_for
 
-PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair, "opensora": OpenSoraBlocks}
+PAIRS: dict[str, Any] = {
+    "svd": SVDPair,
+    "animatediff": AnimateDiffPair,
+    "sdxl": SDXLPair,
+    "opensora": OpenSoraBlocks,
+    "t5": T5Reading,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts)
+WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts, *T5Reading.parts)
 SAME = {"fp32": 1e-3, "bf16": 0.5}
 """Largest difference, in standard deviations, at which results count as equal."""
 BRIEF = 5.0
@@ -65,6 +74,7 @@ FEW = 2
 def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", module="diffusers")
     kind = PAIRS[options.family]
     pair: Comparison = kind(options.width, options.frames) if issubclass(kind, Pair) else kind(options.width)
     pair.upstream = options.upstream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -88,7 +88,8 @@ class AnimateDiffPair(Pair):
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = with_defaults(system, Request(prompt=PROMPT, seed=1, steps=STEPS))
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        positive, negative = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
+        own, told = self.added(normal)
+        positive, negative = (conditioning.Condition(context[None].to(system.dtype), own) for context in contexts)
         conditions = Conditions({"positive": positive, "negative": negative})
         levels = system.levels(request)
         denoise = guide(system, conditions, request, system.guidance(request), levels)
@@ -102,14 +103,19 @@ class AnimateDiffPair(Pair):
         scheduler.set_timesteps(STEPS)
         latents = z.to(dtype)
         hidden = torch.cat(contexts[::-1]).to(dtype).repeat_interleave(frames, dim=0)
+        told = {name: torch.cat([value] * 2).to(dtype) for name, value in told.items()}
 
         def diffusers_step() -> Tensor:
             t = scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
-            null, cond = unet(x, t, encoder_hidden_states=hidden).sample.chunk(2)
+            null, cond = unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=told or None).sample.chunk(2)
             return scheduler.step(null + self.config.guidance * (cond - null), t, latents).prev_sample
 
         return Work(diffusers_step, kinema_step, weights=(unet, system.model))
+
+    def added(self, normal: Callable[..., Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:  # noqa: ARG002 (SDXL)
+        """Further conditions of both branches: Kinema's vector, and diffusers' names and tensors."""
+        return None, {}
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
         chunk = 16  # frames that the pipeline decodes at a time
@@ -190,7 +196,12 @@ model.run(request, output="latents")
             motion_max_seq_length=c.positions,
             motion_num_attention_heads=c.motion_heads,
             use_motion_mid_block=c.motion_mid,
+            **self.further_sizes(),
         )
+
+    def further_sizes(self) -> dict[str, Any]:
+        """Further sizes of diffusers' U-Net."""
+        return {}
 
     def _vae(self) -> nn.Module:
         from diffusers import AutoencoderKL

@@ -41,6 +41,10 @@ class OpenSoraBlocks(Comparison):
     parts = PARTS
     goals: Goals = {(part, dtype): LEAST[part[-4:], dtype] for dtype in ("fp32", "bf16") for part in PARTS}
 
+    full: Goals = {
+        (part, dtype): LEAST[part[-4:], dtype] for dtype in ("bf16", "fp32") for part in PARTS if "whole" not in part
+    }
+
     def gaps(self) -> list[str]:
         return [] if self.upstream else ["the original modules: no checkout was given with --upstream"]
 
@@ -83,7 +87,7 @@ class OpenSoraBlocks(Comparison):
         def run() -> Tensor:
             return patched(ours(z, time, text, pooled), 2)
 
-        found = {"whole model, 1,024 tokens, beside diffusers' Flux": Work(theirs, run)}
+        found = {"whole model, 1,024 tokens, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
             found["whole model, 1,024 tokens, beside the original"] = self._original_whole(ours, z, time, text, pooled)
         return found
@@ -134,7 +138,7 @@ class OpenSoraBlocks(Comparison):
             return torch.cat([told, shown], 1)
 
         name = f"double block, {tokens:,} tokens"
-        found = {f"{name}, beside diffusers' Flux": Work(theirs, run)}
+        found = {f"{name}, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
             block = original(self.upstream).DoubleStreamBlock(BLOCK.width, BLOCK.heads, BLOCK.mlp, True, False).eval()
             block.load_state_dict(ours.state_dict())
@@ -144,6 +148,8 @@ class OpenSoraBlocks(Comparison):
                 lambda: torch.cat(block(video, text, vector, pe)[::-1], 1), run
             )
         rows = {"img_": tokens - TEXT, "txt_": TEXT}
+        if self.width == "full":  # whose rows have a share of the attainable instead
+            return found
         found[f"{name}, products and attention alone"] = Work(alone(ours, tokens, rows, dtype), run, same=False)
         return found
 
@@ -164,7 +170,7 @@ class OpenSoraBlocks(Comparison):
             return ours(joined, vector, rotation)
 
         name = f"single block, {tokens:,} tokens"
-        found = {f"{name}, beside diffusers' Flux": Work(theirs, run)}
+        found = {f"{name}, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
             kind = original(self.upstream).SingleStreamBlock
             block = kind(BLOCK.width, BLOCK.heads, BLOCK.mlp, fused_qkv=False).eval()
@@ -172,6 +178,8 @@ class OpenSoraBlocks(Comparison):
             block.to(dtype).requires_grad_(False)
             pe = original_rotation(rotation)
             found[f"{name}, beside the original"] = Work(lambda: block(joined, vector, pe), run)
+        if self.width == "full":
+            return found
         both = alone(ours, tokens, {"": tokens}, dtype)
         found[f"{name}, products and attention alone"] = Work(both, run, same=False)
         return found

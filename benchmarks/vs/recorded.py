@@ -196,7 +196,8 @@ def product_of(event: Any, name: str, concrete: dict[int, list[Any]], weights: d
         return None
     first, second = inputs[MATRIX[name] : MATRIX[name] + 2]
     sizes = (*first.sizes, second.sizes[-1])
-    if first.storage_data_ptr in weights or second.storage_data_ptr in weights:
+    layer = event.parent is not None and short(event.parent.name) == "linear"
+    if layer or first.storage_data_ptr in weights or second.storage_data_ptr in weights:
         return Product("linear", sizes if len(sizes) == 3 else (sizes[0] * sizes[1], *sizes[2:]), plain(first))
     if first.sizes[-2] == 1:
         return None
