@@ -196,12 +196,19 @@ def product_of(event: Any, name: str, concrete: dict[int, list[Any]], weights: d
         return None
     first, second = inputs[MATRIX[name] : MATRIX[name] + 2]
     sizes = (*first.sizes, second.sizes[-1])
-    layer = event.parent is not None and short(event.parent.name) == "linear"
-    if layer or first.storage_data_ptr in weights or second.storage_data_ptr in weights:
+    if in_layer(event) or first.storage_data_ptr in weights or second.storage_data_ptr in weights:
         return Product("linear", sizes if len(sizes) == 3 else (sizes[0] * sizes[1], *sizes[2:]), plain(first))
     if first.sizes[-2] == 1:
         return None
     return Product("attention", sizes if len(sizes) == 4 else (1, *sizes), plain(first))
+
+
+def in_layer(event: Any) -> bool:
+    """Whether a product is one of `F.linear`, which calls it by way of ``matmul`` if there is no bias."""
+    above = event.parent
+    while above is not None and short(above.name) == "matmul":
+        above = above.parent
+    return above is not None and short(above.name) == "linear"
 
 
 def plain(tensor: Any) -> str:
