@@ -61,31 +61,16 @@ class OpenSoraBlocks(Comparison):
         return self._single(4096, dtype)
 
     def whole_1024(self, dtype: torch.dtype) -> dict[str, Work]:
-        from diffusers import FluxTransformer2DModel
-
-        config, (frames, rows, columns) = WHOLE, GRIDS[1024]
+        config = WHOLE
         ours = randomise(MMDiT(config)).to(dtype)
-        flux = FluxTransformer2DModel(
-            patch_size=1, in_channels=config.features, num_layers=config.double_blocks,
-            num_single_layers=config.single_blocks, attention_head_dim=config.width // config.heads,
-            num_attention_heads=config.heads, joint_attention_dim=config.text, pooled_projection_dim=config.vector,
-            guidance_embeds=False, axes_dims_rope=config.axes,
-        ).eval()  # fmt: skip
-        flux.load_state_dict(as_flux(ours.state_dict(), config.heads))
-        flux.to(dtype).requires_grad_(False)
-        normal = normals(1)
-        z, text = normal(1, 16, frames, 2 * rows, 2 * columns).to(dtype), normal(1, TEXT, config.text).to(dtype)
-        pooled, time = normal(1, config.vector).to(dtype), torch.tensor([0.7])
-        video_ids = torch.cartesian_prod(*(torch.arange(n).float() for n in (frames, rows, columns)))
-
-        def theirs() -> Tensor:
-            return flux(
-                hidden_states=patched(z, 2), encoder_hidden_states=text, pooled_projections=pooled, timestep=time,
-                img_ids=video_ids, txt_ids=torch.zeros(TEXT, 3), return_dict=False,
-            )[0]  # fmt: skip
+        flux = flux_of(ours).to(dtype).requires_grad_(False)
+        z, text, pooled, time = whole_inputs(config, 1, dtype)
 
         def run() -> Tensor:
             return patched(ours(z, time, text, pooled), 2)
+
+        def theirs() -> Tensor:
+            return run_flux(flux, z, time, text, pooled)
 
         found = {"whole model, 1,024 tokens, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
@@ -183,6 +168,36 @@ class OpenSoraBlocks(Comparison):
         both = alone(ours, tokens, {"": tokens}, dtype)
         found[f"{name}, products and attention alone"] = Work(both, run, same=False)
         return found
+
+
+def flux_of(ours: MMDiT) -> nn.Module:
+    """Diffusers' Flux of the same sizes and weights."""
+    from diffusers import FluxTransformer2DModel
+
+    config = ours.config
+    flux = FluxTransformer2DModel(
+        patch_size=1, in_channels=config.features, num_layers=config.double_blocks,
+        num_single_layers=config.single_blocks, attention_head_dim=config.width // config.heads,
+        num_attention_heads=config.heads, joint_attention_dim=config.text, pooled_projection_dim=config.vector,
+        guidance_embeds=False, axes_dims_rope=config.axes,
+    ).eval()  # fmt: skip
+    flux.load_state_dict(as_flux(ours.state_dict(), config.heads))
+    return flux
+
+
+def whole_inputs(config: MMDiTConfig, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, text, pooled text and time of a whole network over 1,024 tokens."""
+    normal, (frames, rows, columns) = normals(seed), GRIDS[1024]
+    z, text = normal(1, 16, frames, 2 * rows, 2 * columns).to(dtype), normal(1, TEXT, config.text).to(dtype)
+    return z, text, normal(1, config.vector).to(dtype), torch.tensor([0.7])
+
+
+def run_flux(flux: nn.Module, z: Tensor, time: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    ids = torch.cartesian_prod(*(torch.arange(n).float() for n in GRIDS[1024]))
+    return flux(
+        hidden_states=patched(z, 2), encoder_hidden_states=text, pooled_projections=pooled, timestep=time,
+        img_ids=ids, txt_ids=torch.zeros(TEXT, 3), return_dict=False,
+    )[0]  # fmt: skip
 
 
 def inputs(tokens: int, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Rotation]:

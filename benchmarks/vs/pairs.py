@@ -192,16 +192,16 @@ def uninitialised() -> Iterator[None]:
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
     """Draw all weights so that every layer of any width keeps the variance of its input, as trained layers nearly do.
 
-    Attention logits then have a deviation of about 1.
+    Attention logits then have a deviation of about 1. Scales of norms are drawn around their first values.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
-            p.normal_(generator=generator)
+            noise = torch.randn(p.shape, generator=generator)
             if p.ndim > 1:
-                p.mul_(1 / math.sqrt(p[0].numel()))
+                p.copy_(noise.div_(math.sqrt(p[0].numel())))
             else:
-                p.mul_(0.1).add_(float("norm" in name and name.endswith("weight")))
+                p.copy_(noise.mul_(0.1) if name.endswith("bias") else p + noise.mul_(0.1))
     return module.eval().requires_grad_(False)
 
 

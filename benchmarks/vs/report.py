@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Report:
     """Rows of these settings share a file."""
     options: argparse.Namespace
     theirs: str = "diffusers"
+    rows_as: Callable[[Sequence[Row]], str] | None = None
+    """The table of rows, if they are no comparison of seconds or bytes."""
     command: str = field(default_factory=command)
 
     @property
@@ -82,7 +84,7 @@ class Report:
             *(f"`{each}`  " for each in commands),
             f"{self.about}.",
             f"Machine: {description['processor']}, {description['cores']} cores, {units}; {libraries}.",
-            "", table(rows, self.theirs), *budgets, "", "Not measured, or limited:", *(f"- {gap}" for gap in gaps), "",
+            "", self.rows_as(rows) if self.rows_as else table(rows, self.theirs), *budgets, "", "Not measured, or limited:", *(f"- {gap}" for gap in gaps), "",
         ])  # fmt: skip
 
 

@@ -19,12 +19,19 @@ SIZES = (1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0)
 """Original size, crop and size that both sides are told."""
 
 
+FULL_SDXL: Config = replace(
+    SDXL, frames=4, height=SIDE, width=SIDE, norms="diffusers", vae_channels=REDUCED.vae_channels,
+    text=(SMALL_TEXT, replace(BIG_G, layers=1, mlp=1280)),
+)  # fmt: skip
+
+
 class SDXLPair(AnimateDiffPair):
     name = "sdxl"
     configs: Mapping[str, Config] = {
-        "full": replace(
-            SDXL, frames=4, height=SIDE, width=SIDE, norms="diffusers", vae_channels=REDUCED.vae_channels,
-            text=(SMALL_TEXT, replace(BIG_G, layers=1, mlp=1280)),
+        "full": FULL_SDXL,
+        "reduced": replace(
+            FULL_SDXL, channels=(64, 128, 256), depths=(0, 2, 4), heads=(1, 2, 4), context=256, size_embedding=64,
+            text=(SMALL_TEXT, replace(BIG_G, layers=1, mlp=1280, projection=256)),
         ),
     }  # fmt: skip
     goals: Goals = {}
