@@ -81,15 +81,16 @@ def pair_of(kind: type[Pair], width: Width, what: str = "step") -> tuple[Pair, A
     return pair, system, networks
 
 
-def svd(width: Width) -> Sides:
-    pair, system, networks = pair_of(SVDPair, width)
+def svd(width: Width, parts: tuple[Pair, Any, dict[str, nn.Module]] | None = None) -> Sides:
+    """``parts``: a pair that was built before, with its sides."""
+    pair, system, networks = parts or pair_of(SVDPair, width)
     c, frames = pair.config, pair.config.frames
     shapes = ((1, 2 * c.latent_channels, frames, pair.cells, pair.cells), (1, 1, c.context))
     scalars = torch.tensor([[6.0, 127.0, 0.02]])
 
     def ours(unet: nn.Module, normal: Callable[..., Tensor]) -> Tensor:
         z, context = (normal(*shape) for shape in shapes)
-        return unet(z, torch.tensor([0.5]), context, scalars[:, None].expand(1, frames, 3))
+        return unet(z, torch.full((len(z),), 0.5), context, scalars[:, None].expand(len(z), frames, 3))
 
     def theirs(unet: nn.Module, normal: Callable[..., Tensor]) -> Tensor:
         z, context = (normal(*shape) for shape in shapes)
@@ -109,7 +110,7 @@ def animatediff(width: Width, kind: type[AnimateDiffPair] = AnimateDiffPair) -> 
     def ours(unet: nn.Module, normal: Callable[..., Tensor]) -> Tensor:
         z, context = (normal(*shape) for shape in shapes)
         added, _ = pair.added(normal)  # type: ignore[attr-defined]
-        return unet(z, step[None], context, added)
+        return unet(z, step.expand(len(z)), context, added)
 
     def theirs(unet: nn.Module, normal: Callable[..., Tensor]) -> Tensor:
         z, context = (normal(*shape) for shape in shapes)

@@ -39,6 +39,11 @@ class Row:
     budget: dict[str, Any] = field(default_factory=dict)
     """Of each side, what `attainable.budget` returns."""
 
+    options: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of every option of a choice, by name."""
+    chosen: str = ""
+    """The option that the package chooses."""
+
     @property
     def alone(self) -> dict[str, float]:
         """Seconds of each side's own products, convolutions and attention alone."""

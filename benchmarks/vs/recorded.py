@@ -91,6 +91,8 @@ class Recording:
     """Seconds by kind, of `KINDS`: the profiler's self CPU time, and in ``other`` what remains of the whole."""
     products: Counter[Product] = field(default_factory=Counter)
     weight_bytes: int = 0
+    threads: int = 1
+    """How many threads called operations at the same time, apart from those inside an operation."""
 
     def operations(self) -> dict[str, float]:
         """Operations by kind of product."""
@@ -129,6 +131,7 @@ def recorded(call: Callable[[], Tensor], networks: Iterable[nn.Module] = ()) -> 
         if product:
             recording.products[product] += 1
     at_once = at_the_same_time(threads.values())
+    recording.threads = at_once
     recording.kinds = {kind: seconds / at_once for kind, seconds in recording.kinds.items()}
     recording.kinds["other"] += max(0.0, took - sum(recording.kinds.values()))
     recording.weight_bytes = sum(weights.values())

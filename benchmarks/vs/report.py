@@ -78,13 +78,14 @@ class Report:
     def page(self, rows: Sequence[Row], gaps: Sequence[str], commands: Sequence[str]) -> str:
         description = machine()
         units, libraries = ", ".join(description["units"]), ", ".join(map(" ".join, versions().items()))
+        shown = self.rows_as(rows) if self.rows_as else table(rows, self.theirs)
         budgets = [f"\n{budget_table(row, self.theirs)}" for row in rows if row.budget]
         return "\n".join([
             f"# {self.title}, {self.path.name[:10]}", "",
             *(f"`{each}`  " for each in commands),
             f"{self.about}.",
             f"Machine: {description['processor']}, {description['cores']} cores, {units}; {libraries}.",
-            "", self.rows_as(rows) if self.rows_as else table(rows, self.theirs), *budgets, "", "Not measured, or limited:", *(f"- {gap}" for gap in gaps), "",
+            "", shown, *budgets, "", "Not measured, or limited:", *(f"- {gap}" for gap in gaps), "",
         ])  # fmt: skip
 
 
