@@ -89,7 +89,7 @@ def table(rows: Sequence[Row]) -> str:
         ratios = [ours / theirs for theirs, ours in zip(row.theirs, row.ours, strict=False)]
         lines.append(
             f"| {row.what} | {spread(row.theirs)} | {spread(row.ours)} | "
-            f"{f'**{spread(ratios)}** | ≤ {MOST}' if ratios else '–|'} | "
+            f"{f'**{spread(ratios)}** | ≤ {MOST}' if ratios else '– | '} | "
             f"{'' if row.difference is None else f'{row.difference:.1e}'} |"
         )
     return "\n".join(lines)

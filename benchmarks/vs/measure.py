@@ -14,6 +14,7 @@ from typing import Any
 
 from kinema import heap
 
+STATUS = Path("/proc/self/status")
 Sides = dict[str, Callable[[], Any]]
 
 
@@ -145,28 +146,28 @@ def environment(threads: int) -> dict[str, str]:
 
 def peak_extra(call: Callable[[], Any]) -> int | None:
     """Peak memory of a call beyond what the process held before, from the kernel's high-water mark (Linux only)."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists():
+    if not STATUS.exists():
         return None
-
-    def memory(name: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) * 1024
-
     heap.give_back()  # exclude memory freed after building the networks
-    before = memory("VmRSS")
+    before = resident()
     try:
-        clear.write_text("5")  # resets the mark to current usage
+        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to current usage
     except OSError:
         return None
     call()
-    return memory("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def in_fresh_process(arguments: Sequence[str], threads: int) -> str:
-    """The last line printed by `benchmarks.vs` with these arguments in a new process."""
+def resident(name: str = "VmRSS") -> int:
+    """Bytes of this process in memory (Linux only); "VmHWM": at most so far."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def in_fresh_process(arguments: Sequence[str], threads: int, module: str = "benchmarks.vs") -> str:
+    """The last line printed by a module with these arguments in a new process."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.vs", *arguments],
+        [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
         env=environment(threads),

@@ -119,11 +119,11 @@ class SVDPair(Pair):
 
     # --------------------------------------------------------------------------------- cold start
 
-    def folder(self, path: Path) -> None:
+    def folder(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         from diffusers import StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 
-        _, networks = self.parts(torch.float32)
+        _, networks = self.parts(dtype)
         StableVideoDiffusionPipeline(
             networks["vae"], networks["image_encoder"], networks["unet"], self._scheduler(), CLIPImageProcessor()
         ).save_pretrained(path)
