@@ -113,7 +113,7 @@ def enough(call: Callable[[], Tensor]) -> int:
 
 
 def seconds(call: Callable[[], Tensor], repeats: int) -> float:
-    """Of one call, the mean of so many."""
+    """Seconds of one call, the mean over ``repeats``."""
     began = time.perf_counter()
     for _ in range(repeats):
         call()

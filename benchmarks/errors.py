@@ -5,7 +5,7 @@
     python -m benchmarks.errors --only "svd U-Net" MMDiT
 
 Weights and inputs are those that bfloat16 represents exactly, so only the arithmetic differs. Where diffusers or
-transformers has the network, its error against its own float32 output is beside ours, of the same weights and inputs;
+transformers has the network, its error against its own float32 output is next to ours, of the same weights and inputs;
 the goal is a ratio of at most 1.05. A run is a seed of the inputs; medians and ranges are over runs. At the published
 width STDiT has 4 of its blocks, MMDiT one of each kind and T5 three, and clips are short.
 """

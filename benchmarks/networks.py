@@ -1,4 +1,4 @@
-"""Every network with random weights, beside the same network of diffusers or transformers where they have it.
+"""Every network with random weights, with the same network of diffusers or transformers where they have it.
 
 Weights and inputs are rounded to bfloat16 first, so what differs between the precisions is the arithmetic alone.
 """
@@ -114,9 +114,9 @@ def animatediff(width: Width, kind: type[AnimateDiffPair] = AnimateDiffPair) -> 
 
     def theirs(unet: nn.Module, normal: Callable[..., Tensor]) -> Tensor:
         z, context = (normal(*shape) for shape in shapes)
-        _, told = pair.added(normal)  # type: ignore[attr-defined]
-        told = {name: each.to(z.dtype) for name, each in told.items()}
-        return unet(z, step, context.repeat_interleave(frames, 0), added_cond_kwargs=told or None).sample
+        _, kwargs = pair.added(normal)  # type: ignore[attr-defined]
+        kwargs = {name: each.to(z.dtype) for name, each in kwargs.items()}
+        return unet(z, step, context.repeat_interleave(frames, 0), added_cond_kwargs=kwargs or None).sample
 
     return Sides(system.model.unet, ours, networks["unet"], theirs)
 

@@ -99,10 +99,10 @@ def loads(progress: Progress, options: argparse.Namespace, folder: Path, cast: s
     ]
     sides = {side: {"load": side, "folder": str(folder), "dtype": cast} for side in ("theirs", "ours")}
     if rows[0].lacks(options.runs):
-        for told in sides.values():  # fills the disk cache
-            fresh(told, options)
+        for job in sides.values():  # fills the disk cache
+            fresh(job, options)
     while rows[0].lacks(options.runs):
-        found = {side: fresh(told, options) for side, told in sides.items()}
+        found = {side: fresh(job, options) for side, job in sides.items()}
         for row, what in zip(rows, ("seconds", "peak"), strict=True):
             row.add(*(each[what] for each in found.values()))
         progress.save()
@@ -112,28 +112,28 @@ def loads(progress: Progress, options: argparse.Namespace, folder: Path, cast: s
 def run_clips(
     model: str, clips: int, steps: int, folders: dict[str, Path], options: argparse.Namespace
 ) -> list[dict[str, float]]:
-    """So many clips in one fresh process: seconds, those of the parts, and resident bytes after each."""
+    """Run ``clips`` clips in one fresh process: seconds, those of the parts, and resident bytes after each."""
     source = str(folders["fp32"]) if model == "svd-reduced" else model
-    told = {"clips": clips, "model": source, "steps": steps, "image": str(folders[IMAGE]), "name": model}
-    return fresh(told, options)
+    job = {"clips": clips, "model": source, "steps": steps, "image": str(folders[IMAGE]), "name": model}
+    return fresh(job, options)
 
 
-def fresh(told: dict[str, Any], options: argparse.Namespace) -> Any:
-    words = ["--threads", str(options.threads), "--child", json.dumps(told)]
+def fresh(job: dict[str, Any], options: argparse.Namespace) -> Any:
+    words = ["--threads", str(options.threads), "--child", json.dumps(job)]
     return json.loads(measure.in_fresh_process(words, options.threads, "benchmarks.stay"))
 
 
 # ---------------------------------------------------------------------------------- in the fresh process
 
 
-def child(told: dict[str, Any]) -> Any:
-    if "load" in told:
-        return load(told["load"], told["folder"], DTYPES[told["dtype"]])
-    overrides = {"frames": 2, "height": 64, "width": 64} if told["name"] == "svd-reduced" else None
-    model = kinema.load(told["model"], overrides=overrides)
-    animates = "svd" in told["name"]
-    more = {"task": "animate", "image": told["image"]} if animates else {"prompt": PROMPT}
-    requests = (kinema.Request(**more, steps=told["steps"], seed=seed) for seed in range(told["clips"]))
+def child(job: dict[str, Any]) -> Any:
+    if "load" in job:
+        return load(job["load"], job["folder"], DTYPES[job["dtype"]])
+    overrides = {"frames": 2, "height": 64, "width": 64} if job["name"] == "svd-reduced" else None
+    model = kinema.load(job["model"], overrides=overrides)
+    animates = "svd" in job["name"]
+    more = {"task": "animate", "image": job["image"]} if animates else {"prompt": PROMPT}
+    requests = (kinema.Request(**more, steps=job["steps"], seed=seed) for seed in range(job["clips"]))
     return [clip(model, request) for request in requests]
 
 

@@ -88,7 +88,7 @@ class AnimateDiffPair(Pair):
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = with_defaults(system, Request(prompt=PROMPT, seed=1, steps=STEPS))
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        own, told = self.added(normal)
+        own, added = self.added(normal)
         positive, negative = (conditioning.Condition(context[None].to(system.dtype), own) for context in contexts)
         conditions = Conditions({"positive": positive, "negative": negative})
         levels = system.levels(request)
@@ -103,12 +103,12 @@ class AnimateDiffPair(Pair):
         scheduler.set_timesteps(STEPS)
         latents = z.to(dtype)
         hidden = torch.cat(contexts[::-1]).to(dtype).repeat_interleave(frames, dim=0)
-        told = {name: torch.cat([value] * 2).to(dtype) for name, value in told.items()}
+        added = {name: torch.cat([value] * 2).to(dtype) for name, value in added.items()}
 
         def diffusers_step() -> Tensor:
             t = scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
-            null, cond = unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=told or None).sample.chunk(2)
+            null, cond = unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added or None).sample.chunk(2)
             return scheduler.step(null + self.config.guidance * (cond - null), t, latents).prev_sample
 
         return Work(diffusers_step, kinema_step, weights=(unet, system.model))

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from benchmarks.vs.recorded import PRODUCTS, Product, Recording, prod
 
 TIMED, SLOWER, BRIEF = 2, 1.25, 0.02
-"""Further calls of each kernel whose first took at most SLOWER times the fastest's; so many more of calls under BRIEF
-seconds."""
+"""Further calls of each kernel whose first took at most SLOWER times the fastest's; four times as many of calls under
+BRIEF seconds."""
 WHOLE = 2**27
 """Largest number of attention weights that are computed by plain products."""
 Call = Callable[[], Tensor]

@@ -137,7 +137,7 @@ def of_the_less(row: Row) -> str:
 
 
 def budget_table(row: Row, theirs: str) -> str:
-    """Seconds of one recorded call by kind, beside what its products take alone."""
+    """Seconds of one recorded call by kind, and what its products take alone."""
     head = f"{row.what}, one call | {theirs}, s | alone, s | GFLOP | GFLOP/s alone | kinema, s | alone, s | GFLOP | "
     lines = [f"| {head}GFLOP/s alone |", "|---" * 9 + "|"]
     for kind_ in ("all", *KINDS):

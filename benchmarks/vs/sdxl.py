@@ -16,7 +16,7 @@ from kinema.families.animatediff.config import SDXL, Config
 from kinema.nn.embeddings import sinusoidal
 
 SIZES = (1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0)
-"""Original size, crop and size that both sides are told."""
+"""Original size, crop and size of both sides."""
 
 
 FULL_SDXL: Config = replace(
