@@ -42,21 +42,36 @@ ANIMATEDIFF = replace(
 )
 
 
+SDXL = replace(
+    ANIMATEDIFF,
+    motion="sdxl",
+    motion_mid=False,
+    linear=True,
+    size_embedding=8,
+    depths=(0, 1, 2),
+    context=64,
+    text=(ANIMATEDIFF.text[0], replace(ANIMATEDIFF.text[0], projection=32)),
+)
+
+
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     torch.set_num_threads(1)
     monkeypatch.syspath_prepend(str(ROOT))
-    svd, animatediff = (importlib.import_module(f"benchmarks.vs.{name}") for name in ("svd", "animatediff"))
-    monkeypatch.setattr(svd.SVDPair, "config", SVD)
-    monkeypatch.setattr(animatediff.AnimateDiffPair, "config", ANIMATEDIFF)
+    svd, animatediff, sdxl = (
+        importlib.import_module(f"benchmarks.vs.{name}") for name in ("svd", "animatediff", "sdxl")
+    )
+    monkeypatch.setattr(sdxl.SDXLPair, "configs", {"full": SDXL})
+    monkeypatch.setattr(svd.SVDPair, "configs", {"reduced": SVD, "full": SVD})
+    monkeypatch.setattr(animatediff.AnimateDiffPair, "configs", {"reduced": ANIMATEDIFF, "full": ANIMATEDIFF})
 
     def run(*words, family="svd"):
         arguments = ["benchmarks.vs", "--family", family, "--threads", "1", "--out", str(tmp_path), *words]
         monkeypatch.setattr(sys, "argv", arguments)
         code = importlib.import_module("benchmarks.vs.__main__").main()
-        written = list(tmp_path.glob(f"20*-{family}.json"))
+        written = list(tmp_path.glob(f"20*-{family}*.json"))
         if code:
             assert not written
             return code, {}, ""
@@ -99,6 +114,39 @@ def test_both_sides_give_equal_results_and_every_run_is_stored(bench, family):
     assert not list(folder.glob("*.partial.json"))
 
 
+@pytest.mark.parametrize("family", ["svd", "animatediff", "sdxl"])
+def test_a_full_width_is_measured_beside_what_its_products_take_alone(bench, family):
+    run, _, _ = bench
+    _, result, page = run(
+        "--runs", "1", "--width", "full", "--budget", "--only", "step", "--dtype", "fp32", family=family
+    )
+    (row,) = result["rows"]
+    assert row["difference"] < 1e-4
+    assert set(row["shares"]) == {"theirs", "ours"}
+    for side, share in row["shares"].items():
+        budget = row["budget"][side]
+        assert share == pytest.approx(sum(budget["alone"].values()) / row[side][0])
+        assert sum(budget["seconds"].values()) == pytest.approx(2 * budget["seconds"]["all"])
+        assert all(budget["operations"][kind] > 0 < budget["seconds"][kind] for kind in ("linear", "convolution"))
+    assert "at the published width" in page
+    assert "GFLOP/s alone" in page
+    assert result["commands"] == [row["command"]]
+    assert f"`{row['command']}`" in page
+
+
+def test_t5_reads_a_prompt_as_transformers_does(bench, monkeypatch):
+    run, vs, _ = bench
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+    monkeypatch.setattr(vs.T5Reading, "config", {**vs.T5Reading.config, **small})
+    _, result, _ = run("--runs", "1", "--width", "full", "--budget", family="t5")
+    for row in result["rows"]:
+        assert row["difference"] < 1e-5
+        budget = row["budget"]
+        assert budget["ours"]["operations"] == budget["theirs"]["operations"]
+        assert budget["ours"]["operations"]["linear"] == 2 * 512 * 2 * (4 * 32 * 32 + 3 * 32 * 64)
+    assert [row["what"][-4:] for row in result["rows"]] == ["fp32", "bf16"]
+
+
 def test_animatediff_decoding_gives_equal_results(bench):
     _, vs, _ = bench
     with torch.no_grad():
@@ -126,9 +174,15 @@ def test_the_same_command_resumes_where_it_was_stopped(bench, monkeypatch):
     assert other == 0
     code, result, _ = run(*words)
     assert code == 0
-    assert [len(row["ours"]) for row in result["rows"]] == [3, 3]
-    assert result["rows"][0] == stored[0] | {"goal": 1.3}
-    assert result["rows"][1]["theirs"][:1] == stored[1]["theirs"]
+    rows = {row["what"]: row for row in result["rows"]}
+    assert {what: len(row["ours"]) for what, row in rows.items()} == {
+        "decode, bf16": 1,
+        "step, fp32": 3,
+        "decode, fp32": 3,
+    }
+    assert stored[0].items() <= rows["step, fp32"].items()
+    assert rows["decode, fp32"]["theirs"][:1] == stored[1]["theirs"]
+    assert [row["command"].endswith("--only decode --dtype bf16") for row in rows.values()] == [True, False, False]
 
 
 def test_measurements_of_other_code_are_discarded(bench, monkeypatch, capsys):

@@ -4,6 +4,7 @@
     python -m benchmarks.vs --family animatediff
     python -m benchmarks.vs --family opensora --upstream CHECKOUT
     python -m benchmarks.vs --family svd --only step decode --runs 3
+    python -m benchmarks.vs --family svd --width full --budget --threads 1 --frames 4 --only step --dtype fp32
 
 Each side runs a guided step as its own pipeline does: diffusers with both guidance branches in one batch, Kinema with
 both in parallel, each on half of the threads. Both results are compared before timing. Measured are a guided step,
@@ -12,20 +13,24 @@ of decoding (in fresh processes); and a cold start (process start, imports, load
 fresh processes). A ratio is diffusers over Kinema for each pair of runs; the median counts. With other load on the
 machine, only ratios of alternating runs are meaningful. Compiling requires PyTorch 2.12 or newer.
 
+`--width full` measures networks of the published width instead of reduced ones. `--budget` adds to each timed row, for
+both sides, the seconds of one call by kind of operation, and the share of the attainable: the seconds that the call's
+own matrix products, convolutions and attention take alone, shape by shape, with the fastest kernel that PyTorch has,
+over the row's seconds (`recorded.py`, `attainable.py`).
+
 Every pair of runs is stored as soon as it is measured: the same command resumes after Ctrl-C or a kill, unless the code
-or a library has changed. The table and its values are written with date and machine when everything is measured.
+or a library has changed. The table and its values are written with date and machine when everything is measured; rows
+of other commands of the same day, with the same settings, stay in them.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,20 +42,31 @@ import torch._dynamo
 
 from benchmarks.vs import measure
 from benchmarks.vs.animatediff import AnimateDiffPair
+from benchmarks.vs.attainable import Attainable, budget
+from benchmarks.vs.encoders import T5Reading
 from benchmarks.vs.measure import Clock, Row
 from benchmarks.vs.opensora import OpenSoraBlocks
 from benchmarks.vs.pairs import Comparison, Pair, Work
 from benchmarks.vs.progress import Progress, code_hash
+from benchmarks.vs.recorded import recorded
+from benchmarks.vs.report import Report, line, machine, table, versions
+from benchmarks.vs.sdxl import SDXLPair
 from benchmarks.vs.svd import SVDPair
-from kinema import processor
-from kinema.atomic import replacing
 from kinema.system import policy_for
 
-PAIRS: dict[str, Any] = {"svd": SVDPair, "animatediff": AnimateDiffPair, "opensora": OpenSoraBlocks}
+PAIRS: dict[str, Any] = {
+    "svd": SVDPair,
+    "animatediff": AnimateDiffPair,
+    "sdxl": SDXLPair,
+    "opensora": OpenSoraBlocks,
+    "t5": T5Reading,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts)
+WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts, *T5Reading.parts)
 SAME = {"fp32": 1e-3, "bf16": 0.5}
 """Largest difference, in standard deviations, at which results count as equal."""
+BRIEF = 5.0
+"""Seconds of a call below which its second run is recorded."""
 FEW = 2
 """Number of pairs for rows that hardly vary (memory) or have no goal (both in bf16 arithmetic)."""
 
@@ -58,24 +74,28 @@ FEW = 2
 def main() -> int:
     options = read_options()
     torch.set_num_threads(options.threads)
-    pair: Comparison = PAIRS[options.family]()
+    warnings.filterwarnings("ignore", module="diffusers")
+    kind = PAIRS[options.family]
+    pair: Comparison = kind(options.width, options.frames) if issubclass(kind, Pair) else kind(options.width)
     pair.upstream = options.upstream
     if options.memory_of and isinstance(pair, Pair):
         print(memory_of(pair, *options.memory_of.split(",")))
         return 0
-    jobs = [job for job in pair.goals if job[0] in options.only and job[1] in ("", *options.dtype)]
-    progress = Progress(options.out / f"{pair.name}.partial.json", settings(options))
+    jobs = [job for job in pair.measured if job[0] in options.only and job[1] in ("", *options.dtype)]
+    report = Report(title(pair, options), about(pair, options), stem(pair, options), settings(options), options)
+    progress = Progress(options.out / f"{stem(pair, options)}.partial.json", report.settings)
     clock, rows = Clock(len(jobs) * options.runs), []
     try:
         for what, dtype in jobs:
             for row in measured(pair, what, dtype, progress, options, clock):
-                row.goal = None if "both in" in row.what or " alone" in row.what else pair.goals[what, dtype]
+                row.goal = None if "both in" in row.what or " alone" in row.what else pair.measured[what, dtype]
+                row.command = report.command
                 rows.append(row)
                 print(line(row), flush=True)
     except KeyboardInterrupt:
-        print(f"\n{table(rows)}\ninterrupted; run the same command to resume from {progress.path}")
+        print(f"\n{table(rows, 'diffusers')}\ninterrupted; run the same command to resume from {progress.path}")
         return 130
-    write(pair, rows, options)
+    report.write(rows, unmeasured(pair, options, rows))
     progress.done(row.what for row in rows)
     return 0
 
@@ -85,6 +105,9 @@ def read_options() -> argparse.Namespace:
         prog="python -m benchmarks.vs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--family", choices=sorted(PAIRS), default="svd")
+    parser.add_argument("--width", choices=("reduced", "full"), default="reduced", help="of the networks")
+    parser.add_argument("--frames", type=int, help="frames of a clip; default: the configuration's")
+    parser.add_argument("--budget", action="store_true", help="seconds by kind, and the share of the attainable")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each comparison")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=sorted(DTYPES), nargs="+", default=list(DTYPES))
@@ -110,12 +133,27 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Settings that must match for stored runs to be continued; the number of runs and rows may differ."""
     data = {
         "family": options.family,
+        "width": options.width,
+        "frames": options.frames,
         "cpu time": options.cpu_time,
         "threads": options.threads,
         "versions": versions(),
         "machine": machine(),
     }
     return data | {"code": code_hash()}
+
+
+def stem(pair: Comparison, options: argparse.Namespace) -> str:
+    """The family's part of a file name."""
+    return pair.name if options.width == "reduced" else f"{pair.name}-{options.width}"
+
+
+def title(pair: Comparison, options: argparse.Namespace) -> str:
+    return f"{pair.name} against diffusers" + (", at the published width" if options.width == "full" else "")
+
+
+def about(pair: Comparison, options: argparse.Namespace) -> str:
+    return f"{pair.about}. {options.threads} threads, {options.runs} alternating runs or more; median [min, max]"
 
 
 def measured(
@@ -145,12 +183,13 @@ def timed(
         runs = options.runs if "both in" not in name else min(options.runs, FEW)
         if row.lacks(runs):
             try:
-                theirs, ours = work.theirs().float(), work.ours().float()  # also warms up and compiles
+                theirs, ours = compared(work, row, options, ticking)  # also warms up and compiles
             except torch._dynamo.exc.TorchDynamoException as error:
                 row.note = f"not measured: {type(error).__name__}, {str(error).strip().splitlines()[0]}"
                 yield row
                 continue
             row.difference = float((theirs - ours).abs().max() / theirs.std()) if work.same else None
+            del theirs, ours
             if row.difference is not None and not row.difference <= SAME[dtype]:
                 row.note, row.theirs, row.ours = "results differ: not timed", [], []
                 yield row
@@ -163,6 +202,24 @@ def timed(
         yield row
 
 
+def compared(
+    work: Work, row: Row, options: argparse.Namespace, clock: Callable[[], float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The results of both sides; stores their budgets if asked for."""
+    if not (options.budget and work.weights):
+        return work.theirs().float(), work.ours().float()
+    sides = {"theirs": work.theirs, "ours": work.ours}
+    results, recordings = {}, {}
+    for side, call in sides.items():
+        result, recordings[side] = recorded(call, work.weights)
+        if recordings[side].seconds < BRIEF:  # the first call of a small network is mostly preparation
+            result, recordings[side] = recorded(call, work.weights)
+        results[side] = result.float()
+    attainable = Attainable(clock)
+    row.budget = {side: budget(recording, attainable) for side, recording in recordings.items()}
+    return results["theirs"], results["ours"]
+
+
 def peaks(pair: Pair, dtype: str, progress: Progress, options: argparse.Namespace, clock: Clock) -> Row:
     """Peak extra memory of one decoding, each in its own process."""
     row, runs = progress.row(f"decode, peak extra memory, {dtype}", unit="bytes"), min(options.runs, FEW)
@@ -171,6 +228,7 @@ def peaks(pair: Pair, dtype: str, progress: Progress, options: argparse.Namespac
         results = {}
         for side in ("theirs", "ours"):
             words = ["--family", pair.name, "--memory-of", f"{side},{dtype}", "--threads", str(options.threads)]
+            words += ["--width", options.width, *(["--frames", str(options.frames)] if options.frames else [])]
             results[side] = measure.in_fresh_process(words, options.threads)
         if "None" in results.values():
             row.note = "not measured: this system does not report peak memory"
@@ -210,92 +268,20 @@ def cold_start(pair: Pair, progress: Progress, options: argparse.Namespace, cloc
     return row
 
 
-# ----------------------------------------------------------------------------------------- report
-
-
-def line(row: Row) -> str:
-    if not row.ratios:
-        return f"{row.what}: {row.note}"
-    text = f"{row.what}: diffusers {measure.spread(row.theirs)}, kinema {measure.spread(row.ours)} {row.unit}"
-    return f"{text}; ratio {measure.spread(row.ratios)}" + ("" if row.goal is None else f", goal {row.goal:.2f}")
-
-
-def machine() -> dict[str, Any]:
-    found = processor.describe()
-    units = [n for n in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16") if found.get(n)]
-    return {
-        "processor": f"{found.get('cpu_name', '')} {platform.machine()}".strip(),
-        "cores": os.cpu_count(),
-        "units": units,
-        "system": platform.system(),
-    }
-
-
-def versions() -> dict[str, str]:
-    import diffusers
-
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-
-
-def kind(description: dict[str, Any], threads: int) -> str:
-    """The machine's part of a file name."""
-    finest = [n for n in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2", "sve", "neon") if n in description["units"]]
-    return f"cpu{threads}-{finest[0] if finest else platform.machine()}"
-
-
 def unmeasured(pair: Comparison, options: argparse.Namespace, rows: list[Row]) -> list[str]:
     """What this run does not cover."""
     gaps = ["GPUs: not measured"] if not torch.cuda.is_available() else ["the GPU of this machine"]
+    if options.cpu_time:
+        gaps.insert(0, "seconds are those of the processor: other programs ran at the same time")
     if "bf16" in options.dtype and policy_for(torch.bfloat16, torch.device("cpu")).computed != torch.bfloat16:
         gaps.append(
             "native bf16: this CPU lacks it. Kinema then computes in float32 from weights rounded to bf16, which "
             "diffusers does not; the rows 'both in bfloat16 arithmetic' compare the same computation"
         )
-    for what, dtype in pair.goals:
+    for what, dtype in pair.measured:
         if what not in options.only or dtype not in ("", *options.dtype):
             gaps.append(f"{what}{dtype and ', ' + dtype}: skipped")
     return gaps + pair.gaps() + [f"{row.what}: {row.note}" for row in rows if row.note]
-
-
-def table(rows: list[Row]) -> str:
-    head = "| what | diffusers | kinema | diffusers / kinema | goal | difference |\n|---|---|---|---|---|---|"
-    lines = []
-    for row in rows:
-        if not row.ratios:
-            continue
-        scale, unit = (2**20, "MiB") if row.unit == "bytes" else (1, "s")
-        theirs, ours = ([v / scale for v in side] for side in (row.theirs, row.ours))
-        lines.append(
-            f"| {row.what} | {measure.spread(theirs)} {unit} | {measure.spread(ours)} {unit} | "
-            f"**{measure.spread(row.ratios)}** | {'' if row.goal is None else f'≥ {row.goal:.2f}'} | "
-            f"{'' if row.difference is None else f'{row.difference:.1e} σ'} |"
-        )
-    return "\n".join([head, *lines])
-
-
-def write(pair: Comparison, rows: list[Row], options: argparse.Namespace) -> None:
-    description = machine()
-    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    gaps = unmeasured(pair, options, rows)
-    if options.cpu_time:
-        gaps.insert(0, "seconds are those of the processor: other programs ran at the same time")
-    result = {
-        "date": date, "family": pair.name, "about": pair.about, "machine": description, "threads": options.threads,
-        "runs": options.runs, "versions": versions(), "rows": [row.to_json() for row in rows], "to be known": gaps,
-    }  # fmt: skip
-    units, libraries = ", ".join(description["units"]), ", ".join(map(" ".join, versions().items()))
-    text = "\n".join([
-        f"# {pair.name} against diffusers, {date}", "",
-        f"{pair.about}. {options.threads} threads, {options.runs} alternating runs or more; median [min, max].",
-        f"Machine: {description['processor']}, {description['cores']} cores, {units}; {libraries}.",
-        "", table(rows), "", "Not measured, or limited:", *(f"- {gap}" for gap in gaps), "",
-    ])  # fmt: skip
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{date}-{kind(description, options.threads)}-{pair.name}"
-    for suffix, content in ((".json", json.dumps(result, indent=2) + "\n"), (".md", text)):
-        with replacing(options.out / (stem + suffix)) as part:
-            part.write_text(content, encoding="utf-8")
-    print(f"\n{text}\n{options.out / stem}.json, .md")
 
 
 if __name__ == "__main__":

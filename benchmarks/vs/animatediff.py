@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
+from benchmarks.vs.pairs import AT, CELLS, FRAMES, FULL, STEPS, Goals, Pair, Work, normals
 from kinema.conditioning.clip_text import ClipTextSize
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.animatediff import conditioning
-from kinema.families.animatediff.config import V3, Config
+from kinema.families.animatediff.config import V2, V3, Config
 from kinema.families.animatediff.family import FAMILY
 from kinema.guide import guide
 from kinema.schema import Request
@@ -26,31 +27,54 @@ from kinema.system import Conditions, System
 PROMPT = "a cat on a mat"
 
 
+SIDE = 8 * CELLS
+REDUCED: Config = replace(
+    V3,
+    frames=FRAMES,
+    height=SIDE,
+    width=SIDE,
+    channels=(64, 128, 256, 256),
+    context=256,
+    text=(ClipTextSize(width=256, layers=12, heads=8, mlp=1024),),
+    vae_channels=(64, 128, 256, 256),
+    motion="v2",
+    motion_mid=True,
+    norms="diffusers",
+)
+SMALL_TEXT = ClipTextSize(width=768, layers=1, heads=12, mlp=768)
+
+
 class AnimateDiffPair(Pair):
     name = "animatediff"
     family = FAMILY
-    about = (
-        f"U-Net channels 64, 128, 256, 256, 8 heads, context 256 of 77 tokens, motion modules with a middle and 32 "
-        f"positions, guided step over {FRAMES} frames of {CELLS}×{CELLS} latents"
-    )
-    config: Config = replace(
-        V3,
-        frames=FRAMES,
-        height=8 * CELLS,
-        width=8 * CELLS,
-        channels=(64, 128, 256, 256),
-        context=256,
-        text=(ClipTextSize(width=256, layers=12, heads=8, mlp=1024),),
-        vae_channels=(64, 128, 256, 256),
-        motion="v2",
-        motion_mid=True,
-        norms="diffusers",
-    )
+    configs: Mapping[str, Config] = {
+        "reduced": REDUCED,
+        "full": replace(
+            V2, frames=FRAMES, height=SIDE, width=SIDE, norms="diffusers", text=(SMALL_TEXT,),
+            vae_channels=REDUCED.vae_channels,
+        ),
+        "full decode": replace(REDUCED, frames=4, vae_channels=V2.vae_channels),
+    }  # fmt: skip
     goals: Goals = {
         ("step", "fp32"): 1.3,
         ("step", "bf16"): 1.5,
         ("cold", ""): 1 / 0.5,
     }
+    full = FULL
+
+    @property
+    def about(self) -> str:
+        c, decoded = self.config, type(self)(self.width, self.frames, "decode").config
+        text = (
+            f"U-Net channels {', '.join(map(str, c.channels))}, heads {', '.join(map(str, c.heads))}, context "
+            f"{c.context} of {c.text[0].length} tokens, "
+            f"motion modules {'with' if c.motion_mid else 'without'} a middle "
+            f"and {c.positions} positions, guided step over {c.frames} frames of {self.cells}×{self.cells} latents"
+        )
+        if ("decode", "fp32") not in self.measured:
+            return text
+        channels = ", ".join(map(str, decoded.vae_channels))
+        return f"{text}; KL codec of channels {channels}, {decoded.frames} frames of {decoded.height}×{decoded.width}"
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self._unet(), "vae": self._vae(), "text_encoder": self._text()}
@@ -64,7 +88,8 @@ class AnimateDiffPair(Pair):
         normal, frames, size = normals(1), self.config.frames, self.config.text[0]
         request = with_defaults(system, Request(prompt=PROMPT, seed=1, steps=STEPS))
         contexts = [normal(1, size.length, self.config.context) for _ in range(2)]
-        positive, negative = (conditioning.Condition(context[None].to(system.dtype)) for context in contexts)
+        own, added = self.added(normal)
+        positive, negative = (conditioning.Condition(context[None].to(system.dtype), own) for context in contexts)
         conditions = Conditions({"positive": positive, "negative": negative})
         levels = system.levels(request)
         denoise = guide(system, conditions, request, system.guidance(request), levels)
@@ -78,14 +103,19 @@ class AnimateDiffPair(Pair):
         scheduler.set_timesteps(STEPS)
         latents = z.to(dtype)
         hidden = torch.cat(contexts[::-1]).to(dtype).repeat_interleave(frames, dim=0)
+        added = {name: torch.cat([value] * 2).to(dtype) for name, value in added.items()}
 
         def diffusers_step() -> Tensor:
             t = scheduler.timesteps[AT]
             x = scheduler.scale_model_input(torch.cat([latents] * 2), t)
-            null, cond = unet(x, t, encoder_hidden_states=hidden).sample.chunk(2)
+            null, cond = unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added or None).sample.chunk(2)
             return scheduler.step(null + self.config.guidance * (cond - null), t, latents).prev_sample
 
-        return Work(diffusers_step, kinema_step)
+        return Work(diffusers_step, kinema_step, weights=(unet, system.model))
+
+    def added(self, normal: Callable[..., Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:  # noqa: ARG002 (SDXL)
+        """Further conditions of both branches: Kinema's vector, and diffusers' names and tensors."""
+        return None, {}
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
         chunk = 16  # frames that the pipeline decodes at a time
@@ -166,7 +196,12 @@ model.run(request, output="latents")
             motion_max_seq_length=c.positions,
             motion_num_attention_heads=c.motion_heads,
             use_motion_mid_block=c.motion_mid,
+            **self.further_sizes(),
         )
+
+    def further_sizes(self) -> dict[str, Any]:
+        """Further sizes of diffusers' U-Net."""
+        return {}
 
     def _vae(self) -> nn.Module:
         from diffusers import AutoencoderKL

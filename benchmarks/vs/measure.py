@@ -14,6 +14,7 @@ from typing import Any
 
 from kinema import heap
 
+STATUS = Path("/proc/self/status")
 Sides = dict[str, Callable[[], Any]]
 
 
@@ -34,6 +35,26 @@ class Row:
     note: str = ""
     goal: float | None = None
     """Target for the ratio."""
+    command: str = ""
+    """The command that measured it."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """Of each side, what `attainable.budget` returns."""
+
+    options: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of every option of a choice, by name."""
+    chosen: str = ""
+    """The option that the package chooses."""
+
+    @property
+    def alone(self) -> dict[str, float]:
+        """Seconds of each side's own products, convolutions and attention alone."""
+        return {side: sum(each["alone"].values()) for side, each in self.budget.items()}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of what is attainable, of each side: the seconds alone over the median of the measured ones."""
+        measured = {"theirs": self.theirs, "ours": self.ours}
+        return {side: alone / statistics.median(measured[side]) for side, alone in self.alone.items() if measured[side]}
 
     @property
     def ratios(self) -> list[float]:
@@ -54,10 +75,11 @@ class Row:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Row:
-        return cls(**{name: value for name, value in data.items() if name != "ratio"})
+        return cls(**{name: value for name, value in data.items() if name not in ("ratio", "shares")})
 
     def to_json(self) -> dict[str, Any]:
-        data = {k: v for k, v in vars(self).items() if v not in (None, "", [])}
+        data = {k: v for k, v in vars(self).items() if v not in (None, "", [], {})}
+        data |= {"shares": self.shares} if self.shares else {}
         return data | ({} if self.ratio is None else {"ratio": self.ratio})
 
 
@@ -124,28 +146,28 @@ def environment(threads: int) -> dict[str, str]:
 
 def peak_extra(call: Callable[[], Any]) -> int | None:
     """Peak memory of a call beyond what the process held before, from the kernel's high-water mark (Linux only)."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists():
+    if not STATUS.exists():
         return None
-
-    def memory(name: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) * 1024
-
     heap.give_back()  # exclude memory freed after building the networks
-    before = memory("VmRSS")
+    before = resident()
     try:
-        clear.write_text("5")  # resets the mark to current usage
+        Path("/proc/self/clear_refs").write_text("5")  # resets the mark to current usage
     except OSError:
         return None
     call()
-    return memory("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def in_fresh_process(arguments: Sequence[str], threads: int) -> str:
-    """The last line printed by `benchmarks.vs` with these arguments in a new process."""
+def resident(name: str = "VmRSS") -> int:
+    """Bytes of this process in memory (Linux only); "VmHWM": at most so far."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def in_fresh_process(arguments: Sequence[str], threads: int, module: str = "benchmarks.vs") -> str:
+    """The last line printed by a module with these arguments in a new process."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.vs", *arguments],
+        [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
         env=environment(threads),

@@ -41,6 +41,10 @@ class OpenSoraBlocks(Comparison):
     parts = PARTS
     goals: Goals = {(part, dtype): LEAST[part[-4:], dtype] for dtype in ("fp32", "bf16") for part in PARTS}
 
+    full: Goals = {
+        (part, dtype): LEAST[part[-4:], dtype] for dtype in ("bf16", "fp32") for part in PARTS if "whole" not in part
+    }
+
     def gaps(self) -> list[str]:
         return [] if self.upstream else ["the original modules: no checkout was given with --upstream"]
 
@@ -57,33 +61,18 @@ class OpenSoraBlocks(Comparison):
         return self._single(4096, dtype)
 
     def whole_1024(self, dtype: torch.dtype) -> dict[str, Work]:
-        from diffusers import FluxTransformer2DModel
-
-        config, (frames, rows, columns) = WHOLE, GRIDS[1024]
+        config = WHOLE
         ours = randomise(MMDiT(config)).to(dtype)
-        flux = FluxTransformer2DModel(
-            patch_size=1, in_channels=config.features, num_layers=config.double_blocks,
-            num_single_layers=config.single_blocks, attention_head_dim=config.width // config.heads,
-            num_attention_heads=config.heads, joint_attention_dim=config.text, pooled_projection_dim=config.vector,
-            guidance_embeds=False, axes_dims_rope=config.axes,
-        ).eval()  # fmt: skip
-        flux.load_state_dict(as_flux(ours.state_dict(), config.heads))
-        flux.to(dtype).requires_grad_(False)
-        normal = normals(1)
-        z, text = normal(1, 16, frames, 2 * rows, 2 * columns).to(dtype), normal(1, TEXT, config.text).to(dtype)
-        pooled, time = normal(1, config.vector).to(dtype), torch.tensor([0.7])
-        video_ids = torch.cartesian_prod(*(torch.arange(n).float() for n in (frames, rows, columns)))
-
-        def theirs() -> Tensor:
-            return flux(
-                hidden_states=patched(z, 2), encoder_hidden_states=text, pooled_projections=pooled, timestep=time,
-                img_ids=video_ids, txt_ids=torch.zeros(TEXT, 3), return_dict=False,
-            )[0]  # fmt: skip
+        flux = flux_of(ours).to(dtype).requires_grad_(False)
+        z, text, pooled, time = whole_inputs(config, 1, dtype)
 
         def run() -> Tensor:
             return patched(ours(z, time, text, pooled), 2)
 
-        found = {"whole model, 1,024 tokens, beside diffusers' Flux": Work(theirs, run)}
+        def theirs() -> Tensor:
+            return run_flux(flux, z, time, text, pooled)
+
+        found = {"whole model, 1,024 tokens, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
             found["whole model, 1,024 tokens, beside the original"] = self._original_whole(ours, z, time, text, pooled)
         return found
@@ -134,7 +123,7 @@ class OpenSoraBlocks(Comparison):
             return torch.cat([told, shown], 1)
 
         name = f"double block, {tokens:,} tokens"
-        found = {f"{name}, beside diffusers' Flux": Work(theirs, run)}
+        found = {f"{name}, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
             block = original(self.upstream).DoubleStreamBlock(BLOCK.width, BLOCK.heads, BLOCK.mlp, True, False).eval()
             block.load_state_dict(ours.state_dict())
@@ -144,6 +133,8 @@ class OpenSoraBlocks(Comparison):
                 lambda: torch.cat(block(video, text, vector, pe)[::-1], 1), run
             )
         rows = {"img_": tokens - TEXT, "txt_": TEXT}
+        if self.width == "full":  # whose rows have a share of the attainable instead
+            return found
         found[f"{name}, products and attention alone"] = Work(alone(ours, tokens, rows, dtype), run, same=False)
         return found
 
@@ -164,7 +155,7 @@ class OpenSoraBlocks(Comparison):
             return ours(joined, vector, rotation)
 
         name = f"single block, {tokens:,} tokens"
-        found = {f"{name}, beside diffusers' Flux": Work(theirs, run)}
+        found = {f"{name}, beside diffusers' Flux": Work(theirs, run, weights=(flux, ours))}
         if self.upstream:
             kind = original(self.upstream).SingleStreamBlock
             block = kind(BLOCK.width, BLOCK.heads, BLOCK.mlp, fused_qkv=False).eval()
@@ -172,9 +163,41 @@ class OpenSoraBlocks(Comparison):
             block.to(dtype).requires_grad_(False)
             pe = original_rotation(rotation)
             found[f"{name}, beside the original"] = Work(lambda: block(joined, vector, pe), run)
+        if self.width == "full":
+            return found
         both = alone(ours, tokens, {"": tokens}, dtype)
         found[f"{name}, products and attention alone"] = Work(both, run, same=False)
         return found
+
+
+def flux_of(ours: MMDiT) -> nn.Module:
+    """Diffusers' Flux of the same sizes and weights."""
+    from diffusers import FluxTransformer2DModel
+
+    config = ours.config
+    flux = FluxTransformer2DModel(
+        patch_size=1, in_channels=config.features, num_layers=config.double_blocks,
+        num_single_layers=config.single_blocks, attention_head_dim=config.width // config.heads,
+        num_attention_heads=config.heads, joint_attention_dim=config.text, pooled_projection_dim=config.vector,
+        guidance_embeds=False, axes_dims_rope=config.axes,
+    ).eval()  # fmt: skip
+    flux.load_state_dict(as_flux(ours.state_dict(), config.heads))
+    return flux
+
+
+def whole_inputs(config: MMDiTConfig, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, text, pooled text and time of a whole network over 1,024 tokens."""
+    normal, (frames, rows, columns) = normals(seed), GRIDS[1024]
+    z, text = normal(1, 16, frames, 2 * rows, 2 * columns).to(dtype), normal(1, TEXT, config.text).to(dtype)
+    return z, text, normal(1, config.vector).to(dtype), torch.tensor([0.7])
+
+
+def run_flux(flux: nn.Module, z: Tensor, time: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    ids = torch.cartesian_prod(*(torch.arange(n).float() for n in GRIDS[1024]))
+    return flux(
+        hidden_states=patched(z, 2), encoder_hidden_states=text, pooled_projections=pooled, timestep=time,
+        img_ids=ids, txt_ids=torch.zeros(TEXT, 3), return_dict=False,
+    )[0]  # fmt: skip
 
 
 def inputs(tokens: int, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Rotation]:

@@ -49,10 +49,10 @@ class Progress:
             self.path.unlink(missing_ok=True)
 
 
-def code_hash() -> str:
-    """Hash of the package and of these scripts: results are only valid for the same code."""
+def code_hash(*scripts: Path) -> str:
+    """Hash of the package, of these scripts and of further ones: results are only valid for the same code."""
     digest = sha256()
-    for files in (Path(kinema.__file__).parent.rglob("*.py"), Path(__file__).parent.glob("*.py")):
+    for files in (Path(kinema.__file__).parent.rglob("*.py"), Path(__file__).parent.glob("*.py"), scripts):
         for file in sorted(files):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

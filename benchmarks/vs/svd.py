@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.vs.pairs import AT, CELLS, FRAMES, STEPS, Goals, Pair, Work, normals
+from benchmarks.vs.pairs import AT, CELLS, FRAMES, FULL, STEPS, Goals, Pair, Work, normals
 from kinema.diffusion.samplers import SAMPLERS
 from kinema.families.svd import conditioning, recipe
 from kinema.families.svd.config import SVD as SVD_FULL
@@ -24,31 +25,39 @@ from kinema.system import Conditions, System
 IMAGE = "image.png"
 
 
+SIDE = 8 * CELLS
+SMALL_CLIP = {"clip_width": 64, "clip_layers": 1, "clip_heads": 1, "clip_mlp": 64}
+REDUCED: Config = replace(
+    SVD_FULL,
+    frames=FRAMES,
+    height=SIDE,
+    width=SIDE,
+    guidance=(1.0, 3.0),
+    channels=(64, 128, 256, 256),
+    heads=(1, 2, 4, 4),
+    context=256,
+    scalars=(("fps", 64), ("motion_bucket", 64), ("augmentation", 64)),
+    norm_eps="diffusers",
+    vae_channels=(64, 128, 256, 256),
+    clip_width=640,
+    clip_layers=8,
+    clip_heads=8,
+    clip_mlp=2560,
+    clip_patch=32,
+)
+
+
 class SVDPair(Pair):
     name = "svd"
     family = FAMILY
-    about = (
-        f"U-Net channels 64, 128, 256, 256, context 256, guided step over {FRAMES} frames of {CELLS}×{CELLS} latents; "
-        f"temporal VAE channels 64, 128, 256, 256, {FRAMES} frames of {8 * CELLS}×{8 * CELLS} pixels"
-    )
-    config: Config = replace(
-        SVD_FULL,
-        frames=FRAMES,
-        height=8 * CELLS,
-        width=8 * CELLS,
-        guidance=(1.0, 3.0),
-        channels=(64, 128, 256, 256),
-        heads=(1, 2, 4, 4),
-        context=256,
-        scalars=(("fps", 64), ("motion_bucket", 64), ("augmentation", 64)),
-        norm_eps="diffusers",
-        vae_channels=(64, 128, 256, 256),
-        clip_width=640,
-        clip_layers=8,
-        clip_heads=8,
-        clip_mlp=2560,
-        clip_patch=32,
-    )
+    configs: Mapping[str, Config] = {
+        "reduced": REDUCED,
+        "full": replace(
+            SVD_FULL, frames=FRAMES, height=SIDE, width=SIDE, guidance=(1.0, 3.0), norm_eps="diffusers",
+            vae_channels=REDUCED.vae_channels, **SMALL_CLIP,
+        ),
+        "full decode": replace(REDUCED, frames=4, vae_channels=SVD_FULL.vae_channels, **SMALL_CLIP),
+    }  # fmt: skip
     goals: Goals = {
         ("step", "fp32"): 1.3,
         ("step", "bf16"): 1.35,
@@ -59,6 +68,11 @@ class SVDPair(Pair):
         ("cold", ""): 1 / 0.5,
         ("compiled", "bf16"): 1.6,
     }
+    full = FULL
+
+    @property
+    def about(self) -> str:
+        return f"{about(self.config)}; {about(type(self)(self.width, self.frames, 'decode').config, 'decode')}"
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self._unet(), "vae": self._vae(), "image_encoder": self._clip()}
@@ -98,18 +112,18 @@ class SVDPair(Pair):
             null, cond = out.chunk(2)
             return scheduler.step(null + weight * (cond - null), t, latents).prev_sample.transpose(1, 2)
 
-        return Work(diffusers_step, kinema_step)
+        return Work(diffusers_step, kinema_step, weights=(unet, system.model))
 
     def decoded(self, vae: nn.Module, z_NCHW: Tensor) -> Tensor:
         return vae.decode(z_NCHW, num_frames=self.config.frames).sample
 
     # --------------------------------------------------------------------------------- cold start
 
-    def folder(self, path: Path) -> None:
+    def folder(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         from diffusers import StableVideoDiffusionPipeline
         from transformers import CLIPImageProcessor
 
-        _, networks = self.parts(torch.float32)
+        _, networks = self.parts(dtype)
         StableVideoDiffusionPipeline(
             networks["vae"], networks["image_encoder"], networks["unet"], self._scheduler(), CLIPImageProcessor()
         ).save_pretrained(path)
@@ -194,3 +208,15 @@ model.run(request, output="latents")
                 hidden_act="gelu",
             )
         )
+
+
+def about(config: Config, what: str = "step") -> str:
+    """What is measured, in words."""
+    cells, channels = config.height // config.stride, ", ".join(map(str, config.vae_channels))
+    if what == "decode":
+        return f"temporal VAE channels {channels}, {config.frames} frames of {config.height}×{config.width} pixels"
+    channels = ", ".join(map(str, config.channels))
+    return (
+        f"U-Net channels {channels}, context {config.context}, guided step over {config.frames} frames of "
+        f"{cells}×{cells} latents"
+    )
