@@ -177,7 +177,7 @@ def described(name: str, model: Model) -> Message:
 
 
 _GIVEN = {"animate": "first", "interpolate": "frames", "extend": "prefix", "inpaint": "region"}
-"""The kind of given pixels (`kinema.canvas.kind_of`) that a verb needs."""
+"""The kind of given pixels (`kinema.canvas.GivenFrames.kind`) that a verb needs."""
 
 
 def _offers(task: str, model: Model) -> bool:
