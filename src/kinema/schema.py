@@ -469,7 +469,7 @@ def _sorted(one: str, files: Mapping[str, str]) -> dict[str, str]:
 def _check(f: Field[Any], value: Any) -> None:
     """Raise `BadRequest` for a value of the wrong type or out of range."""
     hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
-    within = "" if least is None or most is None else f"{plain_number(least)} to {plain_number(most)}"
+    within = "" if least is None or most is None else f"{values.number(least)} to {values.number(most)}"
     infinite = isinstance(value, float) and not math.isfinite(value)
     if not values.matches(value, hint) or (within and infinite):
         if "expected" in f.metadata and isinstance(value, Mapping):
@@ -477,7 +477,7 @@ def _check(f: Field[Any], value: Any) -> None:
         expected = f.metadata.get("expected") or values.expected(hint) + (f" from {within}" if within else "")
         raise BadRequest(f"{f.name} is {quoted(value)}; expected {expected}")
     if within and value is not None and not least <= value <= most:
-        number = plain_number(value) if isinstance(value, float) else quoted(value)
+        number = values.number(value) if isinstance(value, float) else quoted(value)
         raise BadRequest(f"{f.name} is {number}; expected {within}")
 
 

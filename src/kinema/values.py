@@ -56,6 +56,12 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def number(value: float) -> str:
+    """Return a number as messages show it: whole numbers without an exponent, with commas."""
+    whole = isinstance(value, int) or (abs(value) < 1e15 and value == int(value))
+    return f"{int(value):,}" if whole else f"{value:g}"
+
+
 def _brief(value: Any, most: int, depth: int) -> str:
     match value:
         case str():

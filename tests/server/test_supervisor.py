@@ -373,6 +373,50 @@ def test_the_end_of_a_job_is_stored_as_soon_as_the_disk_has_room(engine, run, mo
     assert (run(finished(engine, job.id)).status, left) == ("completed", [0])
 
 
+def test_a_cancel_on_a_full_disk_ends_cancelled_with_an_idle_worker(engine, run, monkeypatch):
+    monkeypatch.setattr(dispatchers, "RETRY", 0.01)
+    real, left = engine.store.move_to, {"cancelling": 1, "cancelled": 3}
+
+    def full(video_id: str, status: str, **changes):
+        if left.get(status):
+            left[status] -= 1
+            raise ServiceError(507, "disk_full", "full")
+        return real(video_id, status, **changes)
+
+    async def cancelled() -> Job:
+        job = await running(engine)
+        monkeypatch.setattr(engine.store, "move_to", full)
+        done = await engine.cancel(job.id, keep_partial=False)
+        assert engine.workers[0].state == "idle"
+        return done
+
+    job = run(cancelled())
+    assert (job.status, job.error_code, job.result, left) == (
+        "cancelled",
+        None,
+        None,
+        {"cancelling": 0, "cancelled": 0},
+    )
+    assert run(engine.retry(job.id)).status in ("queued", "in_progress")
+
+
+def test_a_worker_that_dies_after_a_cancel_that_could_not_be_stored_leaves_it_cancelled(engine, run, monkeypatch):
+    real = engine.store.move_to
+
+    def full(video_id: str, status: str, **changes):
+        if status == "cancelling":
+            raise ServiceError(507, "disk_full", "full")
+        return real(video_id, status, **changes)
+
+    async def cancelled() -> Job:
+        job = await running(engine)
+        monkeypatch.setattr(engine.store, "move_to", full)
+        monkeypatch.setattr(Worker, "cancel", lambda worker, _job, keep: worker.kill())  # noqa: ARG005
+        return await engine.cancel(job.id, keep_partial=False)
+
+    assert run(cancelled()).status == "cancelled"
+
+
 # ---------------------------------------------------------------------------------- planner, events
 
 

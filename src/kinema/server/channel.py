@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from kinema.bounds import printable
+from kinema.spelling import named
 from kinema.values import cut
 
 Message = dict[str, Any]
@@ -130,8 +131,8 @@ def be_child() -> None:
 
 
 def sentence(error: BaseException, names: Mapping[str, str] | None = None) -> str:
-    """Return an exception's message on one line, with the server's paths replaced by the names that clients know."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return an exception's message on one line, with paths and options replaced by the names that clients know."""
+    text = named(" ".join(str(error).split())) or type(error).__name__
     for path, name in sorted((names or {}).items(), key=lambda pair: -len(pair[0])):
         text = text.replace(path, name)
     return cut(printable(text), MAX_SENTENCE)

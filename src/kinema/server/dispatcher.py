@@ -142,19 +142,15 @@ class Dispatcher:
         live = self.live.get(video_id)
         if live is None:
             return self.current(video_id)
-        if (stopping := self._store_status(video_id, "cancelling")) is not None:
-            self.publish(stopping)
+        if not live.cancelled:
+            live.cancelled = True
             self._start(self._kill_late(video_id, live))
+            with contextlib.suppress(ServiceError):  # where the disk is full, the cancel goes through all the same
+                if (stopping := self.store.move_to(video_id, "cancelling")) is not None:
+                    self.publish(stopping)
         live.worker.cancel(video_id, keep=keep_partial)
         await live.done.wait()
         return self.current(video_id)
-
-    def _store_status(self, video_id: str, status: Status) -> Job | None:
-        """Change a state whose record may be lost: where the disk is full, the cancel goes through all the same."""
-        try:
-            return self.store.move_to(video_id, status)
-        except ServiceError:
-            return None
 
     async def _kill_late(self, video_id: str, live: Live) -> None:
         """Kill the worker of a cancelled job that does not stop."""
@@ -235,10 +231,10 @@ class Dispatcher:
         changes: dict[str, Any] = {"completed_at": time.time(), "result": result}
         if status == "completed":
             changes["progress"] = 100
+        elif self.live[video_id].cancelled:
+            status, changes = "cancelled", {**changes, "error_message": message["message"]}
         elif status == "failed":
             changes |= {"error_code": message["code"], "error_message": message["message"]}
-        elif job.status == "cancelling":
-            changes["error_message"] = message["message"]
         else:  # cancelled without a request: nothing here does that
             status, changes = "failed", {**changes, "error_code": "internal_error", "error_message": message["message"]}
         await self._store_end(worker, video_id, status, changes)
@@ -254,6 +250,8 @@ class Dispatcher:
 
     async def _fail(self, worker: Worker, video_id: str, how: str) -> None:
         job = self.store.get(video_id)
+        if self.live[video_id].cancelled:
+            job = replace(job, status="cancelling")
         status: Status
         changes: dict[str, Any]
         if self._runs_again(job):
