@@ -186,3 +186,18 @@ def test_schema_events_grid_and_registry_import_without_torch() -> None:
 )
 def test_numbers_are_formatted_briefly(value: float, text: str) -> None:
     assert plain_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": -1}, "seed is -1; expected 0 to 9,223,372,036,854,775,807"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; expected 0 to 9,223,372,036,854,775,807"),
+        ({"steps": 99999}, "steps is 99999; expected 1 to 10,000"),
+        ({"eta": 1.5}, "eta is 1.5; expected 0 to 1"),
+    ],
+)
+def test_whole_numbers_in_messages_have_no_exponent(given: dict[str, float], message: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        Request(**given)  # type: ignore[arg-type]
+    assert str(refused.value) == message

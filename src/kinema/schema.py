@@ -180,7 +180,8 @@ def by_frame(help_: str, word: str, metavar: str, expected: str, *, path: bool =
 
 def plain_number(value: float) -> str:
     """Format a number: integers without a decimal point, and without an exponent up to 15 digits."""
-    return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:g}"
+    whole = isinstance(value, int) or (abs(value) < 1e15 and value == int(value))
+    return str(int(value)) if whole else f"{value:g}"
 
 
 def flag(name: str) -> str:
@@ -477,7 +478,7 @@ def _check(f: Field[Any], value: Any) -> None:
         expected = f.metadata.get("expected") or values.expected(hint) + (f" from {within}" if within else "")
         raise BadRequest(f"{f.name} is {quoted(value)}; expected {expected}")
     if within and value is not None and not least <= value <= most:
-        number = values.number(value) if isinstance(value, float) else quoted(value)
+        number = plain_number(value) if isinstance(value, float) else quoted(value)
         raise BadRequest(f"{f.name} is {number}; expected {within}")
 
 

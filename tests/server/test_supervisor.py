@@ -654,6 +654,70 @@ def test_a_default_model_or_alias_that_is_not_listed_is_refused_before_anything_
     assert not (tmp_path / "store").exists()
 
 
+def started(device: str, name: str, memory: int, state: str = "idle") -> Worker:
+    worker = Worker({"device": device}, Path(), 0, lambda *_: None, lambda *_: None)
+    worker.about, worker.state = {"name": name, "memory_limit": memory}, state
+    return worker
+
+
+def test_devices_that_are_alike_are_planned_for_once_with_the_least_memory_among_them():
+    some = [started("cuda:0", "small", 8), started("cuda:1", "large", 80), started("cuda:2", "large", 79)]
+    refused = started("cuda:3", "other", 99, "refused")
+    assert workers.kinds_of([*some, refused]) == [
+        workers.Kind(("cuda:1", "cuda:2"), 79), workers.Kind(("cuda:0",), 8)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fits", "devices"), [({8, 80}, ()), ({80}, ("cuda:1",)), ({8}, ("cuda:0",))], ids=["both", "large", "small"]
+)
+def test_an_order_is_planned_for_a_device_that_can_run_it(engine, run, monkeypatch, fits, devices):
+    answer = run(engine.plan(order()))
+    asked = []
+
+    async def ask(message, _seconds):
+        asked.append((message["device"], message["memory"]))
+        if message["memory"] not in fits:
+            raise ServiceError(400, "invalid_request", f"{message['device']} is too small")
+        return {**{name: getattr(answer, name) for name in KEPT}, "task": message["device"]}
+
+    some = [started("cuda:0", "small", 8), started("cuda:1", "large", 80)]
+    monkeypatch.setattr(engine.dispatcher, "workers", some)
+    monkeypatch.setattr(engine.planning, "ask", ask)
+    settled = run(engine.plan(order()))
+    assert asked == [("cuda:1", 80), ("cuda:0", 8)]
+    assert (tuple(settled.devices), settled.task) == (devices, "cuda:1" if 80 in fits else "cuda:0")
+    fits.clear()
+    with pytest.raises(ServiceError, match="cuda:1 is too small"):
+        run(engine.plan(order()))
+
+
+KEPT = ("frames", "fps", "height", "width", "clips", "steps", "seed", "forecast")
+
+
+def test_a_job_waits_for_a_device_that_can_run_it_while_later_ones_run(engine, run, monkeypatch):
+    run(engine.pause(True))
+    special, plain = run(engine.submit(order())), run(engine.submit(order()))
+    begun = []
+    some = [started("cuda:0", "small", 8), started("cuda:1", "large", 80, "busy")]
+
+    def begin(job: Job, able: list[Worker]) -> None:
+        begun.append((job.id, [each.device for each in able]))
+        able[0].state = "busy"
+
+    real = engine.store.get
+    limited = lambda name: replace(real(name), settled=replace(real(name).settled, devices=("cuda:1",)))  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.store, "get", lambda name: limited(name) if name == special.id else real(name))
+        patched.setattr(engine.dispatcher, "workers", some)
+        patched.setattr(engine.dispatcher, "_begin", begin)
+        run(engine.pause(False))
+        assert begun == [(plain.id, ["cuda:0"])]
+        some[0].state, some[1].state = "idle", "refused"
+        engine.dispatcher.wake()
+        assert begun[1:] == [(special.id, ["cuda:0"])]  # its device is no more: it fails with a sentence, or fits
+
+
 def test_a_planner_that_dies_or_hangs_refuses_the_request_and_is_started_again(engine, run, monkeypatch):
     """The last test: nothing waits for the planner's next start."""
 

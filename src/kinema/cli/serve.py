@@ -16,7 +16,7 @@ from kinema.atomic import check_folder
 from kinema.bounds import printable, read_bytes
 from kinema.cli.options import parse, with_defaults
 from kinema.options import Option
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, plain_number
 from kinema.values import is_loopback, number
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         least, most = RANGES.get(o.name, (None, None))
         if least is not None and most is not None and values[o.name] is not None:
             if not least <= values[o.name] <= most:
-                raise BadRequest(f"{o.flag} is {number(values[o.name])}; expected {number(least)} to {number(most)}")
+                raise BadRequest(
+                    f"{o.flag} is {plain_number(values[o.name])}; expected {number(least)} to {number(most)}"
+                )
     return Settings(
         folder=values["folder"] or data_folder() / "service",
         host=values["host"],

@@ -171,12 +171,18 @@ class Dispatcher:
         try:
             while not self._stopping and not self.store.paused:
                 idle = [worker for worker in self.workers if worker.state == "idle"]
-                waiting = self.store.queued() if idle else []
-                if not waiting:
+                waiting = map(self.store.get, self.store.queued() if idle else ())
+                job, able = next(((job, able) for job in waiting if (able := self._able(job, idle))), (None, []))
+                if job is None:
                     return
-                self._begin(self.store.get(waiting[0]), idle)
+                self._begin(job, able)
         except ServiceError:  # the disk is full
             self._again = asyncio.get_running_loop().call_later(RETRY, self.wake)
+
+    def _able(self, job: Job, idle: Sequence[Worker]) -> Sequence[Worker]:
+        """The idle workers that can run a job. Where its devices are no more, it fails on another with a sentence."""
+        able = [worker for worker in self.workers if worker.device in job.settled.devices and worker.usable]
+        return [worker for worker in idle if worker in able] if able else idle
 
     def _begin(self, job: Job, idle: Sequence[Worker]) -> None:
         """Start a job on an idle worker, one that has its model loaded if there is one."""

@@ -67,6 +67,8 @@ class Settled:
     notes: Sequence[str] = ()
     seconds: float | None = None
     measured: str = ""
+    devices: Sequence[str] = ()
+    """The workers' devices that can run it, where some cannot; empty: all can."""
 
 
 @dataclass(frozen=True, kw_only=True)

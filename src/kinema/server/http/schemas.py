@@ -88,6 +88,7 @@ class Plan(Open):
     notes: list[str]
     seconds: float | None = Field(description="expected duration of the job, from earlier jobs")
     measured: str
+    devices: list[str] = Field(description="devices that can run it, where others of the service cannot")
     forecast: dict[str, Any]
 
 
