@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,8 @@ import torch
 from PIL import Image
 
 from kinema.schema import BadRequest, Clip
+from kinema.server import catalogue, workers
 from kinema.server import dispatcher as dispatchers
-from kinema.server import workers
 from kinema.server.jobs import Asset, Job, Order, Progress, ServiceError
 from kinema.server.settings import Limits, Settings
 from kinema.server.supervisor import Supervisor
@@ -654,6 +655,29 @@ def test_a_default_model_or_alias_that_is_not_listed_is_refused_before_anything_
     assert not (tmp_path / "store").exists()
 
 
+def test_folders_of_models_are_never_read_on_the_event_loop(engine, run, monkeypatch):
+    """A job that begins long after the last look at them reads them in a thread."""
+    real, threads = engine.catalogue._walk, []
+
+    def walk():
+        threads.append(threading.current_thread() is threading.main_thread())
+        return real()
+
+    monkeypatch.setattr(engine.catalogue, "_walk", walk)
+
+    async def late() -> Job:
+        await engine.pause(True)
+        job = await engine.submit(order())
+        engine.catalogue._found = None
+        threads.clear()
+        await engine.pause(False)
+        engine.dispatcher.wake()
+        return await finished(engine, job.id)
+
+    assert run(late()).status == "completed"
+    assert threads == [False]
+
+
 def started(device: str, name: str, memory: int, state: str = "idle") -> Worker:
     worker = Worker({"device": device}, Path(), 0, lambda *_: None, lambda *_: None)
     worker.about, worker.state = {"name": name, "memory_limit": memory}, state
@@ -706,11 +730,13 @@ def test_a_job_waits_for_a_device_that_can_run_it_while_later_ones_run(engine, r
         able[0].state = "busy"
 
     real = engine.store.get
+    run(engine.catalogue.refresh())
     limited = lambda name: replace(real(name), settled=replace(real(name).settled, devices=("cuda:1",)))  # noqa: E731
     with monkeypatch.context() as patched:
         patched.setattr(engine.store, "get", lambda name: limited(name) if name == special.id else real(name))
         patched.setattr(engine.dispatcher, "workers", some)
         patched.setattr(engine.dispatcher, "_begin", begin)
+        patched.setattr(catalogue, "FRESH", 1000.0)
         run(engine.pause(False))
         assert begun == [(plain.id, ["cuda:0"])]
         some[0].state, some[1].state = "idle", "refused"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from kinema.server import clip_files, estimates
+from kinema.server.catalogue import Catalogue
 from kinema.server.children import Message
 from kinema.server.jobs import Job, Progress, ServiceError, Status
 from kinema.server.listeners import Hub, Live
@@ -33,9 +34,9 @@ STOPPED = "the server stopped while this job ran; retry it to run it again"
 class Dispatcher:
     """The workers and the jobs that they run."""
 
-    def __init__(self, settings: Settings, store: Store, names: Names, hub: Hub) -> None:
-        """``settings.folder`` is absolute."""
-        self.settings, self.store, self.names, self.hub = settings, store, names, hub
+    def __init__(self, settings: Settings, store: Store, names: Names, catalogue: Catalogue, hub: Hub) -> None:
+        """``settings.folder`` is absolute; ``names`` looks models up in ``catalogue``."""
+        self.settings, self.store, self.names, self.catalogue, self.hub = settings, store, names, catalogue, hub
         self.folder = settings.folder
         self.workers: list[Worker] = []
         self.live: dict[str, Live] = {}
@@ -44,6 +45,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._again: asyncio.TimerHandle | None = None
+        self._looking = False
+        """Whether the folders of models are being read, after which waiting jobs are given out."""
 
     def recover(self) -> Sequence[str]:
         """Settle the jobs that ran when the server ended, and remove what they left unfinished."""
@@ -175,9 +178,23 @@ class Dispatcher:
                 job, able = next(((job, able) for job in waiting if (able := self._able(job, idle))), (None, []))
                 if job is None:
                     return
+                if not self.catalogue.fresh:
+                    self._start(self._wake_after_look())
+                    return
                 self._begin(job, able)
         except ServiceError:  # the disk is full
             self._again = asyncio.get_running_loop().call_later(RETRY, self.wake)
+
+    async def _wake_after_look(self) -> None:
+        """Read the folders of models in a thread, for they may be large or on a slow disk, and then `wake`."""
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            await self.catalogue.refresh()
+        finally:
+            self._looking = False
+        self.wake()
 
     def _able(self, job: Job, idle: Sequence[Worker]) -> Sequence[Worker]:
         """The idle workers that can run a job. Where its devices are no more, it fails on another with a sentence."""

@@ -67,7 +67,7 @@ class Supervisor:
         self.names = Names(
             lambda name: self.catalogue.model(name).to_source(), self.catalogue.lora, self._file, self._lora_folder()
         )
-        self.dispatcher = Dispatcher(own, self.store, self.names, self.hub)
+        self.dispatcher = Dispatcher(own, self.store, self.names, self.catalogue, self.hub)
         try:
             interrupted = self.dispatcher.recover()
         except ServiceError as error:  # the disk is full

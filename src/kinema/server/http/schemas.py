@@ -150,6 +150,10 @@ class Model(Open):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+    shared: dict[str, Any] = Field(
+        description="the tables `extra` (options of the family, with their help) and `sizes` (named sizes) of "
+        "`defaults`, which names them here: models have them in common"
+    )
     downloads: bool = Field(description="whether clients may start downloads")
 
 
