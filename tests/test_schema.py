@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -201,3 +202,14 @@ def test_whole_numbers_in_messages_have_no_exponent(given: dict[str, float], mes
     with pytest.raises(BadRequest) as refused:
         Request(**given)  # type: ignore[arg-type]
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [((-math.inf, 0.0), [None, 0.0]), ((-2.0, math.inf), [-2.0, None]), ((-1.0, 1.0), [-1.0, 1.0])],
+)
+def test_an_open_end_of_a_range_is_null_in_json(interval: tuple[float, float], text: list[float | None]) -> None:
+    request = Request(guidance_interval=interval)
+    strict = json.loads(request.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert strict["guidance_interval"] == text
+    assert Request.from_table(strict) == request == Request.from_table({"guidance_interval": list(interval)})
