@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from kinema.bounds import printable
+from kinema.schema import BadRequest
 from kinema.spelling import named
 from kinema.values import cut
 
@@ -128,6 +129,33 @@ def be_child() -> None:
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
             os._exit(0)  # the server died before the call
+
+
+def answer_one(
+    answer: Callable[[Message], Any], names: Callable[[Message], Mapping[str, str]], *, memory: str, failed: str
+) -> None:
+    """Run a child that says that it is ready, answers one message, and ends.
+
+    The answer is ``answer(message)``, or a sentence: that of a `BadRequest`, with ``names`` for its paths; ``memory``
+    where it needs more than it may have; ``failed`` and the kind of any other exception.
+    """
+    be_child()
+    channel = Channel()
+    channel.send("ready", {"kind": "ready"})
+    message = next(channel.messages(), None)
+    if message is None:
+        return
+    reply: Message
+    try:
+        reply = {"answer": answer(message)}
+    except BadRequest as error:
+        reply = {"error": sentence(error, names(message))}
+    except MemoryError:
+        reply = {"error": memory}
+    except Exception as error:
+        reply = {"error": f"{failed} ({type(error).__name__})"}
+    channel.send("answer", {"kind": "answer", **reply})
+    channel.flush()
 
 
 def sentence(error: BaseException, names: Mapping[str, str] | None = None) -> str:

@@ -70,6 +70,14 @@ class Settled:
     devices: Sequence[str] = ()
     """The workers' devices that can run it, where some cannot; empty: all can."""
 
+    def clip(self) -> dict[str, Any]:
+        """The clip as clients see it with each video: what `kinema.client.outputs.Figures` reads."""
+        stages = [each.get("stage") for each in self.forecast.get("stages", ())]
+        return {
+            "frames": self.frames, "fps": self.fps, "height": self.height, "width": self.width, "clips": self.clips,
+            "steps": self.steps, "seed": self.seed, "task": self.task, "stages": stages,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kinema.server.children import Child, Ended, Message
-from kinema.server.planning import START_SECONDS
+from kinema.server.children import START_SECONDS, Child, Ended, Message
 
 LOG = logging.getLogger("kinema.server")
 State = Literal["starting", "idle", "busy", "waiting", "refused", "stopped"]
