@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -123,8 +124,13 @@ class Channel:
 
 
 def be_child() -> None:
-    """Ignore Ctrl-C, which is the server's to handle, and on Linux die with the server."""
+    """Ignore Ctrl-C, which is the server's to handle, and on Linux die with the server.
+
+    Warnings of libraries address programmers, not those who run a service.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):

@@ -61,7 +61,8 @@ class Supervisor:
             for name in ("jobs", "assets", "uploads", "empty"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadRequest(f"cannot use the folder {self.folder}: {error.strerror}") from error
+            where = error.filename or self.folder
+            raise BadRequest(f"cannot use the folder {self.folder}: {where}: {str(error.strerror).lower()}") from error
         self.store = await asyncio.to_thread(Store, self.folder)
         own, empty = replace(self.settings, folder=self.folder), self.folder / "empty"
         self.names = Names(
