@@ -26,6 +26,8 @@ def _loaded() -> None:
         ("guidance_interval is 3; expected 2 numbers", "--guidance-interval is 3; expected 2 numbers"),
         ("prompt_spans is 3", "--prompt-at is 3"),
         ("steps is 0; expected 1 to 10,000", "--steps is 0; expected 1 to 10,000"),
+        ("overlap applies only to windows: leave it out", "--overlap applies only to windows: leave it out"),
+        ("every needs super_resolution", "--every needs --super-resolution"),
         ("region is [1, 0, 1, 1]; expected left < right", "--region is [1, 0, 1, 1]; expected left < right"),
         ("motion_score is added to the prompt", "motion-score is added to the prompt"),
         ("opensora has no option 'decode_overlap'", "opensora has no option 'decode-overlap'"),

@@ -18,12 +18,12 @@ from kinema.schema import Request, flag
 from kinema.verb_options import CONTROL, EMBEDDINGS, IP_IMAGE, MODEL, MOTION
 
 _NAME = re.compile(r"(?<![\w./\\-])[a-z]+(?:_[a-z0-9]+)+(?![\w/\\-]|\.\w)")
-_FIRST = re.compile(r"[a-z]+(?= is )")
+_FIRST = re.compile(r"[a-z]+(?= (?:is|applies|needs) )")
 _UNKNOWN = re.compile(r"(?<= has no option )'([\w-]+)[\w.-]*'")
 _FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
 _WORDS = (
     *("seed", "clips", "frames", "height", "width", "fps", "steps", "guidance", "eta", "spacing", "region", "every"),
-    *("keep", "strength", "window", "overlap", "scale"),
+    *("keep", "strength", "window", "overlap", "scale", "colours"),
 )
 """Options of one word, which messages name at their beginning."""
 _OPTIONS = (
@@ -51,7 +51,7 @@ def typed(message: str, words: Sequence[str] = ()) -> str:
 
     ``words`` is the command line: an option of the family that ``--motion`` or the like has set is called so. An option
     of one word, such as ``steps``, is also a common word, so only the one that begins a message is changed: "steps is
-    0; expected …".
+    0; expected …", "overlap applies only to …".
     """
     first = _FIRST.match(message)
     if first and first[0] in _WORDS:

@@ -57,8 +57,6 @@ class Dispatcher:
             if status == "interrupted":
                 interrupted.append(job.id)
         clip_files.tidy(self.folder / "jobs", self.store.identifiers("jobs"))
-        if interrupted:
-            LOG.warning("interrupted when the server last ended: %s", ", ".join(interrupted))
         return interrupted
 
     def _left_by(self, job: Job, status: Status, code: str, message: str) -> tuple[Status, dict[str, Any]]:
