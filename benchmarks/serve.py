@@ -1,6 +1,7 @@
 """Faults, load and cancels of the service's engine, with the tiny untrained vdm: prints a table.
 
     python -m benchmarks.serve kills            # server and worker killed with -9 in each state, 10 times each
+    python -m benchmarks.serve kills --rows worker/completed
     python -m benchmarks.serve load             # 200 jobs and 50 listeners: memory and descriptors of the server
     python -m benchmarks.serve cancels          # 30 cancels in each phase: seconds until the worker has stopped
     python -m benchmarks.serve steps            # seconds of a step with and without events and previews
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from kinema.server.jobs import Job, Order, Progress, Settled
@@ -177,10 +178,12 @@ def killed(victim: str, state: str, rounds: int) -> list[str]:
         return faults(found["jobs"], interrupted | {*found["interrupted"]}, victim, state, rounds)
 
 
-def kills(repeats: int) -> None:
+def kills(repeats: int, rows: Collection[str]) -> None:
     print(f"{'killed with -9':<16}{'at':<12}{'times':>6}{'lost, repeated or wrong':>26}{'seconds':>9}")
     for state in STATES:
         for victim in EXPECTED:
+            if rows and f"{victim}/{state}" not in rows:
+                continue
             began, wrong = time.monotonic(), killed(victim, state, repeats)
             seconds = time.monotonic() - began
             print(f"{victim:<16}{state:<12}{repeats:>6}{len(wrong):>26}{seconds:>9.0f}", *wrong, flush=True)
@@ -376,7 +379,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, most in (("kills", 10), ("cancels", 30), ("steps", 5)):
-        commands.add_parser(name).add_argument("--repeats", type=int, default=most)
+        added = commands.add_parser(name)
+        added.add_argument("--repeats", type=int, default=most)
+        if name == "kills":
+            known = [f"{victim}/{state}" for state in STATES for victim in EXPECTED]
+            added.add_argument("--rows", nargs="+", choices=known, default=(), help="only these")
     many = commands.add_parser("load")
     many.add_argument("--jobs", type=int, default=200)
     many.add_argument("--listeners", type=int, default=50)
@@ -392,8 +399,10 @@ def main() -> None:
         asyncio.run(load(words.jobs, words.listeners))
     elif words.command == "cancels":
         asyncio.run(cancels(words.repeats))
+    elif words.command == "kills":
+        kills(words.repeats, words.rows)
     else:
-        {"kills": kills, "steps": steps}[words.command](words.repeats)
+        steps(words.repeats)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
-from kinema.canvas import Block, Canvas, LowResolution, Piece, Release
+from kinema.canvas import Block, Canvas, GivenFrames, LowResolution, Piece, Release
 from kinema.schema import Shape
 
 SHAPE = Shape(1, 3, 4, 2, 2)
@@ -40,6 +41,56 @@ def test_a_canvas_without_a_given_piece_gives_nothing() -> None:
     assert canvas.empty
     assert canvas.kind == "nothing"
     assert canvas.given.video.shape == (1, 3, 4, 2, 2)
+
+
+def test_a_canvas_without_given_pixels_takes_no_memory_for_them() -> None:
+    large = Canvas(replace(SHAPE, batch=64, frames=4096, height=1024, width=1024))
+    assert large.video.untyped_storage().nbytes() == large.mask.untyped_storage().nbytes() == 4
+    assert large.permanent.longer(3).pieces == ()
+    assert large.kind == "nothing"  # which would not end if all pixels were read
+
+
+@pytest.mark.parametrize(
+    ("whole", "touched", "kind"),
+    [
+        ([], [], "nothing"),
+        ([0], [0], "first"),
+        ([0, 3], [0, 3], "ends"),
+        ([0, 1], [0, 1], "prefix"),
+        ([2, 3], [2, 3], "suffix"),
+        ([3], [3], "suffix"),
+        ([0, 2], [0, 2], "frames"),
+        ([0, 1, 2, 3], [0, 1, 2, 3], "all"),
+        ([0], [0, 1], "region"),
+        ([], [2], "region"),
+    ],
+)
+def test_the_kind_of_given_frames(whole: list[int], touched: list[int], kind: str) -> None:
+    mask = torch.zeros(2, 1, 4, 2, 2)
+    mask[:, :, whole] = 1
+    for frame in set(touched) - set(whole):
+        mask[:, :, frame, 0, 1] = 1
+    found = GivenFrames.of(mask)
+    assert found.kind == kind
+    assert found.whole.nonzero().flatten().tolist() == whole
+    assert found.touched.nonzero().flatten().tolist() == touched
+
+
+def test_a_frame_counts_as_given_if_all_clips_of_the_batch_have_it() -> None:
+    mask = torch.zeros(2, 1, 4, 2, 2)
+    mask[0, :, 0] = 1
+    assert GivenFrames.of(mask).kind == "region"
+    repeated = torch.zeros(1, 1, 4, 1, 1)
+    repeated[:, :, 0] = 1
+    assert GivenFrames.of(repeated.expand(2, 1, 4, 2, 2)).kind == "first"
+
+
+def test_frames_added_to_given_ones_are_unknown_until_they_are_given() -> None:
+    known = GivenFrames.of(piece(1, 0, 1, 2, 3).mask).longer(2)
+    assert known.kind == "prefix"
+    assert known.part(4, 2).kind == "nothing"
+    known.give(4, 2)
+    assert known.kind == "all"
 
 
 def test_added_frames_are_unknown_and_held_pieces_repeat_their_edge_frame() -> None:

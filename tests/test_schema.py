@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -186,3 +187,29 @@ def test_schema_events_grid_and_registry_import_without_torch() -> None:
 )
 def test_numbers_are_formatted_briefly(value: float, text: str) -> None:
     assert plain_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": -1}, "seed is -1; expected 0 to 9,223,372,036,854,775,807"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; expected 0 to 9,223,372,036,854,775,807"),
+        ({"steps": 99999}, "steps is 99999; expected 1 to 10,000"),
+        ({"eta": 1.5}, "eta is 1.5; expected 0 to 1"),
+    ],
+)
+def test_whole_numbers_in_messages_have_no_exponent(given: dict[str, float], message: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        Request(**given)  # type: ignore[arg-type]
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [((-math.inf, 0.0), [None, 0.0]), ((-2.0, math.inf), [-2.0, None]), ((-1.0, 1.0), [-1.0, 1.0])],
+)
+def test_an_open_end_of_a_range_is_null_in_json(interval: tuple[float, float], text: list[float | None]) -> None:
+    request = Request(guidance_interval=interval)
+    strict = json.loads(request.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert strict["guidance_interval"] == text
+    assert Request.from_table(strict) == request == Request.from_table({"guidance_interval": list(interval)})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.schema import BadRequest
-from kinema.values import MAX_QUOTED, cut, cut_middle, quoted  # noqa: F401 (re-exported for callers that quote untrusted text)
+from kinema.values import MAX_QUOTED, cut, cut_middle, quoted, strict  # noqa: F401 (re-exported for callers that quote untrusted text)
 
 MAX_DEPTH = 48
 """Maximum nesting of tables and lists; a diffusers config has four levels."""
@@ -60,8 +60,8 @@ def first_names(names: Sequence[str], most: int = 110) -> str:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """Return readable JSON: printable characters unescaped, control characters escaped."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    """Return readable, strict JSON: printable characters unescaped, control characters escaped."""
+    text = json.dumps(strict(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 

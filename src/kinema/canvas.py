@@ -127,8 +127,10 @@ class Canvas:
         return first
 
     def _nothing(self) -> Piece:
+        """No given pixel. One zero stands for all: planning a large clip then takes no memory for its pixels."""
         b, _, *sides = self.shape.bcthw
-        return Piece(torch.zeros(b, 3, *sides), torch.zeros(b, 1, *sides))
+        zero = torch.zeros(())
+        return Piece(zero.expand(b, 3, *sides), zero.expand(b, 1, *sides))
 
     @property
     def held(self) -> tuple[Piece, ...]:
@@ -146,7 +148,18 @@ class Canvas:
     @property
     def empty(self) -> bool:
         """Whether no pixel is given permanently."""
-        return not bool(self.mask.any())
+        return not bool(self.given_frames.touched.any())
+
+    @cached_property
+    def given_frames(self) -> GivenFrames:
+        """Which frames are given permanently, entirely or in part."""
+        return GivenFrames.of(self.mask)
+
+    @property
+    def permanent(self) -> Canvas:
+        """The canvas without the pieces that are released."""
+        given = any(piece.release.by == "never" for piece in self.pieces)
+        return replace(self, pieces=(self.given,) if given else ())
 
     @property
     def skipped(self) -> int:
@@ -157,13 +170,13 @@ class Canvas:
     @property
     def first(self) -> Tensor | None:
         """The first frame that is entirely given, B×3×H×W."""
-        whole = (self.mask.flatten(3).amin(-1).amin(0)[0] > 0).nonzero().flatten()
+        whole = self.given_frames.whole.nonzero().flatten()
         return self.video[:, :, int(whole[0])] if len(whole) else None
 
     @property
     def kind(self) -> str:
-        """The pattern of the given pixels; see `kind_of`."""
-        return kind_of(self.mask)
+        """The pattern of the given pixels; see `GivenFrames.kind`."""
+        return self.given_frames.kind
 
     def part(self, block: Block, known: Piece) -> Canvas:
         """Return the canvas of a block, where ``known`` holds the pixels of the whole clip known so far."""
@@ -200,25 +213,47 @@ class Canvas:
         return [item(i) for i in range(self.shape.batch)]
 
 
-def kind_of(mask_B1THW: Tensor) -> str:  # noqa: PLR0911 (one return per kind)
-    """Classify a mask: nothing | first | ends | prefix | suffix | frames (another pattern of whole frames) | region |
-    all."""
-    given = mask_B1THW.flatten(3).amin(-1).amin(0)[0] > 0  # whole frames
-    touched = mask_B1THW.flatten(3).amax(-1).amax(0)[0] > 0
-    if not touched.any():
-        return "nothing"
-    if not bool((given == touched).all()):
-        return "region"
-    index = given.nonzero().flatten().tolist()
-    last = len(given) - 1
-    if len(index) == len(given):
-        return "all"
-    if index == [0]:
-        return "first"
-    if index == [0, last]:
-        return "ends"
-    if index == list(range(len(index))):
-        return "prefix"
-    if index == list(range(len(given) - len(index), len(given))):
-        return "suffix"
-    return "frames"
+@dataclass(frozen=True, eq=False)
+class GivenFrames:
+    """The frames of a clip that are given in each clip of the batch (``whole``) and in part (``touched``), bool T."""
+
+    whole: Tensor
+    touched: Tensor
+
+    @staticmethod
+    def of(mask_B1THW: Tensor) -> GivenFrames:
+        # Where the mask repeats along a dimension, one element says it all.
+        for dim in (0, 3, 4):
+            if mask_B1THW.stride(dim) == 0:
+                mask_B1THW = mask_B1THW.narrow(dim, 0, 1)
+        pixels_BTS = mask_B1THW.flatten(3)[:, 0]
+        return GivenFrames(pixels_BTS.amin(-1).amin(0) > 0, pixels_BTS.amax(-1).amax(0) > 0)
+
+    def longer(self, more: int) -> GivenFrames:
+        """Return them with ``more`` frames at the end, of which nothing is given."""
+        return GivenFrames(F.pad(self.whole, (0, more)), F.pad(self.touched, (0, more)))
+
+    def part(self, start: int, frames: int) -> GivenFrames:
+        at = slice(start, start + frames)
+        return GivenFrames(self.whole[at], self.touched[at])
+
+    def give(self, start: int, frames: int) -> None:
+        """Mark frames as entirely given from now on, in place."""
+        for each in (self.whole, self.touched):
+            each[start : start + frames] = True
+
+    @property
+    def kind(self) -> str:
+        """The pattern: nothing | first | ends | prefix | suffix | frames (another pattern of whole frames) | region |
+        all."""
+        count = len(self.whole)
+        if not self.touched.any():
+            return "nothing"
+        if not bool((self.whole == self.touched).all()):
+            return "region"
+        index = self.whole.nonzero().flatten().tolist()
+        patterns = {
+            "all": range(count), "first": [0], "ends": [0, count - 1], "prefix": range(len(index)),
+            "suffix": range(count - len(index), count),
+        }  # fmt: skip
+        return next((name for name, frames in patterns.items() if index == [*frames]), "frames")

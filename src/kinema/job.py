@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kinema.canvas import Block, Canvas, Piece, Way, kind_of
+from kinema.canvas import Block, Canvas, Piece, Way
 from kinema.diffusion.overwrite import release_at_level, release_at_ratio
 from kinema.diffusion.schedules import edit_steps
 from kinema.events import Note, OnEvent, ignore
@@ -176,7 +176,7 @@ def _given(part: SettledStage) -> Canvas:
     if part.request.task == "edit":
         return Canvas(part.request.shape)
     canvas = TASKS[part.request.task].canvas(part.request, ignore)
-    return replace(canvas, pieces=(canvas.given,))
+    return canvas.permanent
 
 
 def stage_run(part: SettledStage, canvas: Canvas) -> StageRun:
@@ -196,8 +196,8 @@ def with_image(work: StageRun, image_B3THW: Tensor, on_event: OnEvent = ignore) 
     if note:
         on_event(Note(f"the generated image {note}"))
     canvas = animate.canvas(request, ignore, image_B3THW).longer(stage.frames - request.shape.frames)
-    pieces = canvas.pieces if stage.enlarging is None else (canvas.given,)
-    return replace(work, canvas=replace(canvas, pieces=pieces, block=work.canvas.block))
+    canvas = canvas if stage.enlarging is None else canvas.permanent
+    return replace(work, canvas=replace(canvas, block=work.canvas.block))
 
 
 def with_blocks(work: StageRun, blocks: tuple[Block, ...]) -> StageRun:
@@ -292,17 +292,17 @@ def blocks_of(
         starts = [(start, length) for start in block_starts(system, request, canvas, length)]
     else:
         starts = _sharing_one_frame(system, total, length, enlarging.every)
-    mask = canvas.longer(max(start + frames for start, frames in starts) - total).mask.clone()
+    known = canvas.given_frames.longer(max(start + frames for start, frames in starts) - total)
     # A block uses the prompt of its middle frame, unless the family supports a prompt per frame.
     spans = None if system.family.sampling.defaults(system.config).prompt_spans else spans_of(request)
     blocks = []
     for start, frames in starts:
-        kind = kind_of(mask[:, :, start : start + frames])
+        kind = known.part(start, frames).kind
         if kind != "all" or canvas.held:
             way = honour(system, request, kind, one_pass=True, strict=strict)
             prompt = None if spans is None else spans.at(start + frames // 2)
             blocks.append(Block(start, frames, way, releases, prompt))
-        mask[:, :, start : start + frames] = 1
+        known.give(start, frames)
     return tuple(blocks)
 
 
@@ -342,7 +342,7 @@ KINDS = {
     "region": "a given region",
     "all": "given frames throughout",
 }
-"""Descriptions of the kinds of `kinema.canvas.kind_of`, for error messages."""
+"""Descriptions of the kinds of `kinema.canvas.GivenFrames.kind`, for error messages."""
 
 
 def honour(system: System, request: Request, kind: str, *, one_pass: bool = False, strict: bool = True) -> Way:
@@ -381,7 +381,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     if request.honour == "continuation" and request.overlap not in (None, 1):
         raise BadRequest(f"overlap is {request.overlap}; continuation starts from one frame: leave --overlap out")
     if request.overlap in (None, 1) and request.honour in ("auto", "native", "continuation"):
-        given = int(canvas.mask.flatten(3).amin(-1).amin(0)[0].cumprod(0).sum())  # whole frames at the start
+        given = int(canvas.given_frames.whole.cumprod(0).sum())  # whole frames at the start
         continues = canvas.kind in ("nothing", "first", "prefix") and "continuation" in honours(system.config, "prefix")
         if continues:
             return list(range(max(given - 1, 0), total - 1, max(length - 1, 1)))
@@ -391,7 +391,7 @@ def block_starts(system: System, request: Request, canvas: Canvas, length: int) 
     if not 0 < keep < length:
         raise BadRequest(f"overlap is {keep} frames; blocks of {length} share 1 to {length - 1}")
     starts = [min(s, total - length) for s in range(0, total - keep, length - keep)]
-    backward = bool(canvas.mask[:, :, -1].any()) and not bool(canvas.mask[:, :, 0].any())
+    backward = bool(canvas.given_frames.touched[-1]) and not bool(canvas.given_frames.touched[0])
     return starts[::-1] if backward else starts
 
 

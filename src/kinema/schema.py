@@ -180,7 +180,8 @@ def by_frame(help_: str, word: str, metavar: str, expected: str, *, path: bool =
 
 def plain_number(value: float) -> str:
     """Format a number: integers without a decimal point, and without an exponent up to 15 digits."""
-    return str(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:g}"
+    whole = isinstance(value, int) or (abs(value) < 1e15 and value == int(value))
+    return str(int(value)) if whole else f"{value:g}"
 
 
 def flag(name: str) -> str:
@@ -230,6 +231,7 @@ class Request:
     )
     guidance_rescale: float = option("guidance rescale, 0 to 1 (Lin et al. 2023)", 0.0, least=0, most=1)
     guidance_interval: tuple[float, float] | None = option("log-SNR range in which guidance is applied", None)
+    """An end may be infinite; in JSON it is null."""
     eta: float | None = option("noise added at each step (0 is deterministic)", None, least=0, most=1)
     spacing: Spacing | None = option(
         "how steps are spread over the noise levels; default: the model's. leading, trailing and linspace are those of "
@@ -437,6 +439,8 @@ def _normalised(f: Field[Any], value: Any) -> Any:
         return by_text if len(by_text) == len(value) else value
     if isinstance(value, Path) and f.name in _FILES:
         return str(value)
+    if f.name == "guidance_interval" and isinstance(value, list | tuple) and len(value) == 2:
+        return tuple(end if given is None else given for given, end in zip(value, (-math.inf, math.inf), strict=True))
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -469,7 +473,7 @@ def _sorted(one: str, files: Mapping[str, str]) -> dict[str, str]:
 def _check(f: Field[Any], value: Any) -> None:
     """Raise `BadRequest` for a value of the wrong type or out of range."""
     hint, least, most = _hints()[f.name], f.metadata.get("least"), f.metadata.get("most")
-    within = "" if least is None or most is None else f"{plain_number(least)} to {plain_number(most)}"
+    within = "" if least is None or most is None else f"{values.number(least)} to {values.number(most)}"
     infinite = isinstance(value, float) and not math.isfinite(value)
     if not values.matches(value, hint) or (within and infinite):
         if "expected" in f.metadata and isinstance(value, Mapping):
@@ -502,4 +506,6 @@ def _plain_data(value: Any) -> Any:
         return {str(name) if isinstance(name, Path | int) else name: _plain_data(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain_data(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # an open end of a range: JSON has no infinite numbers
     return str(value) if isinstance(value, Path) else value

@@ -6,6 +6,7 @@ The lowest layer: `kinema.schema` checks request fields with it before anything 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -54,6 +55,24 @@ def cut_middle(text: str, most: int) -> str:
 def counted(count: int, what: str) -> str:
     """Return a count with its noun: "1 step", "2,000 steps"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def strict(value: Any) -> Any:
+    """Return a nested value with null in place of infinite numbers and NaN, which JSON does not have."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {name: strict(each) for name, each in value.items()}
+        case list() | tuple():
+            return [strict(each) for each in value]
+    return value
+
+
+def number(value: float) -> str:
+    """Return a number as messages show it: whole numbers without an exponent, with commas."""
+    whole = isinstance(value, int) or (abs(value) < 1e15 and value == int(value))
+    return f"{int(value):,}" if whole else f"{value:g}"
 
 
 def _brief(value: Any, most: int, depth: int) -> str:

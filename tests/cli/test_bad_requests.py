@@ -79,10 +79,10 @@ def test_an_unknown_preset_gets_the_nearest_name(capsys):
     ("words", "parts"),
     [
         (("--frames", "0"), ("frames", "0", "1")),
-        (("--frames", "1000000000"), ("frames", "4096")),
+        (("--frames", "1000000000"), ("frames", "4,096")),
         (("--frames", "-3"), ("frames", "-3")),
         (("--height", "0"), ("height",)),
-        (("--width", "99999999"), ("width", "8192")),
+        (("--width", "99999999"), ("width", "8,192")),
         (("--frames", "4096", "--height", "8192", "--width", "8192"), ("pixels",)),
         (("--fps", "0"), ("fps",)),
         (("--fps", "nan"), ("fps", "nan")),

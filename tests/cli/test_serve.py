@@ -156,6 +156,16 @@ def test_a_folder_that_is_a_file_or_cannot_be_written_is_refused(started, capsys
     assert not started
 
 
+def test_a_link_to_nothing_is_no_folder(started, capsys, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    words = ["--port", "0", "--folder", str(tmp_path / "link")]
+    assert f"--folder {tmp_path / 'link'} is a link to nothing; expected a folder" in refusal(capsys, *words)
+    (tmp_path / "file").touch()
+    words = ["--port", "0", "--folder", str(tmp_path / "file")]
+    assert f"--folder {tmp_path / 'file'} is a file; expected a folder" in refusal(capsys, *words)
+    assert not started
+
+
 def test_a_missing_extra_is_named(started, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
@@ -179,6 +189,7 @@ def test_the_needed_packages_are_those_of_the_extra():
         (["--threads", "0"], "--threads is 0; expected 1 to 1,024"),
         (["--max-upload", "big"], "--max-upload is 'big'; expected a size such as 8GiB"),
         (["--memory", "-1"], "--memory"),
+        (["--memory", "8"], "--memory is 8 bytes, in which no model fits; expected a size such as 8GiB"),
         (["--models", "none"], "--models none is not a folder"),
         (["--lora-folder", "none"], "--lora-folder none is not a folder"),
         (["--alias", "sora-2"], "--alias sora-2: expected NAME=MODEL"),

@@ -439,6 +439,19 @@ def test_files_in_the_options_of_a_family_are_sent_too(fake, media, model):
     assert fake.orders[0]["request"]["extra"] == {"control.depth": f"asset-{0:020d}", "motion_scale": 1.0}
 
 
+def test_rows_of_models_have_the_tables_that_they_share(fake):
+    help_ = {"motion_bucket": "how much moves"}
+    rows = [
+        {"id": "a", "defaults": {"fps": 8, "sampler": "extra-1", "extra": "extra-1", "sizes": "sizes-9"}},
+        {"id": "b", "defaults": None},
+    ]
+    answer = {"data": rows, "shared": {"extra-1": help_}}
+    fake.answers["GET", "/v1/models"] = httpx2.Response(200, json=answer)
+    whole, other = fake.service().models()
+    assert whole["defaults"] == {"fps": 8, "sampler": "extra-1", "extra": help_, "sizes": "sizes-9"}
+    assert other == rows[1]
+
+
 def test_the_fields_with_files_are_those_that_recipes_are_renamed_in(fake, media):
     request = Request(task="animate", prompt="a ball", image="a.png", last_image=VIDEO, keyframes={2: "b.png"})
     sent = fake.service().uploads.send(request, [].append)

@@ -89,10 +89,16 @@ def test_a_malicious_recipe_gives_a_one_line_error(tmp_path: Path, clip: Clip) -
     assert read_recipe(path) == clip.recipe
 
 
-def test_infinity_in_a_recipe_is_read(tmp_path: Path, clip: Clip) -> None:
+def test_a_recipe_is_strict_json_and_infinity_in_an_older_one_is_read(
+    tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = {"request": {"guidance_interval": [float("-inf"), 1.0]}}
     for name in FORMATS:
-        assert read_recipe(save_clip(replace(clip, recipe=recipe), tmp_path / name)[0]) == recipe
+        path = save_clip(replace(clip, recipe=recipe), tmp_path / name)[0]
+        assert read_recipe(path) == {"request": {"guidance_interval": [None, 1.0]}}
+    monkeypatch.setattr("kinema.media.metadata.strict", lambda value: value)
+    for name in FORMATS:
+        assert read_recipe(save_clip(replace(clip, recipe=recipe), tmp_path / f"old-{name}")[0]) == recipe
 
 
 def test_control_characters_in_a_file_name_are_escaped(tmp_path: Path) -> None:

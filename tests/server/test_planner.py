@@ -19,7 +19,8 @@ def planner():
 def plan(planner: Planner, model: str = "vdm/tiny", names: dict[str, str] | None = None, **request):
     return planner.answer(
         {
-            "do": "plan", "id": 1, "model": model, "source": {"source": model}, "memory": None, "limits": LIMITS,
+            "do": "plan", "id": 1, "model": model, "source": {"source": model}, "device": "cpu",
+            "memory": None, "limits": LIMITS,
             "request": {"prompt": "a ball", "frames": 4, **request}, "names": names or {},
         }
     )  # fmt: skip
@@ -87,7 +88,8 @@ def test_an_included_style_may_be_named(planner):
 
 def test_a_request_that_does_not_fit_the_worker_s_memory_is_refused(planner):
     message = {
-        "do": "plan", "id": 1, "model": "vdm/tiny", "source": {"source": "vdm/tiny"}, "memory": 1000, "limits": LIMITS,
+        "do": "plan", "id": 1, "model": "vdm/tiny", "source": {"source": "vdm/tiny"}, "device": "cpu",
+        "memory": 1000, "limits": LIMITS,
         "request": {"prompt": "a", "frames": 4}, "names": {},
     }  # fmt: skip
     with pytest.raises(BadRequest, match="may be used"):

@@ -90,6 +90,12 @@ def test_a_disk_that_is_full_at_the_start_is_refused_in_a_sentence(tmp_path, sta
     assert len(start(tmp_path)[0]) == 1  # it was not locked, and nothing is lost
 
 
+def test_a_file_in_place_of_a_folder_is_named(tmp_path, start):
+    (tmp_path / "jobs").touch()
+    with pytest.raises(BadRequest, match=f"{tmp_path}/jobs: file exists"):
+        start(tmp_path)
+
+
 def test_a_job_whose_clip_is_finished_is_completed(tmp_path, start):
     ran, stopping = left(tmp_path, "in_progress", "cancelling")
     clip_of(tmp_path, ran)

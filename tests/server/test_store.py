@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -296,4 +297,17 @@ def test_a_process_that_keeps_the_lock_file_open_keeps_the_store(tmp_path, monke
     with pytest.raises(BadRequest, match="another kinema serve"):
         Store(tmp_path)
     child.communicate(b"\n")
+    Store(tmp_path).close()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_refused_as_a_store_and_stays(tmp_path, kind):
+    path = tmp_path / "jobs.sqlite"
+    {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda at: at.symlink_to("/dev/zero")}[kind](path)
+    before = path.stat().st_mode
+    with pytest.raises(BadRequest, match=r"jobs.sqlite is a folder, pipe or device; expected the file of a store"):
+        Store(tmp_path)
+    assert path.stat().st_mode == before
+    path.rmdir() if kind == "folder" else path.unlink()
     Store(tmp_path).close()

@@ -211,6 +211,20 @@ def test_a_full_disk_fails_the_job_with_a_sentence(worker, sent, tmp_path, monke
     assert (sent.done["code"], list(tmp_path.iterdir())) == ("disk_full", [])
 
 
+def test_a_cancel_whose_partial_clip_does_not_fit_on_the_disk_ends_cancelled(worker, sent, tmp_path, monkeypatch):
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kinema.server.clip_files.sync", full)
+    message = job(tmp_path, frames=4, steps=3)
+    sent.on_send = lambda each: (
+        worker.hear({"do": "cancel", "job": message["job"], "keep": True}) if each["kind"] == "step" else None
+    )
+    assert run(worker, message)
+    assert (sent.done["outcome"], sent.done["result"], list(tmp_path.iterdir())) == ("cancelled", None, [])
+    assert "the disk of the server is full" in sent.done["message"]
+
+
 def test_an_unknown_device_is_refused(sent):
     with pytest.raises(BadRequest, match="this machine has no device 'cuda:7'"):
         Worker(sent, {**SETUP, "device": "cuda:7"})

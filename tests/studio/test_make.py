@@ -249,7 +249,7 @@ def test_a_refusal_is_shown_beside_its_field(opened, ball):
     describe(page, "a red ball rolls right", frames=5000)
     message = page.locator("[data-field=frames] .error-text")
     message.wait_for(state="visible")
-    assert "4096" in message.inner_text()
+    assert "4,096" in message.inner_text()
     assert page.locator("[data-field=frames] input").get_attribute("aria-invalid") == "true"
     page.locator("[data-field=frames] input").fill("8")
     page.wait_for_selector(".plan-facts .fact:has-text('8 frames')")

@@ -95,23 +95,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         # Interrupted C code may raise another exception instead.
-        message, code = ending(KeyboardInterrupt() if stopped else error)
+        message, code = ending(KeyboardInterrupt() if stopped else error, words)
         sys.stderr.write(f"kinema: {message}\n")
         return code
 
 
-def ending(error: BaseException) -> tuple[str, int]:
-    """(error message, on one line and safe for a terminal; exit code)."""
-    message, code = _ending(error)
+def ending(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
+    """(error message, on one line and safe for a terminal; exit code); ``words`` is the command line."""
+    message, code = _ending(error, words)
     return bounds.printable(" ".join(message.split()), MAX_MESSAGE), code
 
 
-def _ending(error: BaseException) -> tuple[str, int]:
+def _ending(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
     match error:
         case BadRequest():
-            from kinema.cli.spelling import spelled
+            from kinema.spelling import typed
 
-            return spelled(str(error)), BAD_REQUEST
+            return typed(str(error), words), BAD_REQUEST
         case KeyboardInterrupt():
             return "interrupted; no partial file was written", INTERRUPTED
         case Cancelled() | JobFailed():

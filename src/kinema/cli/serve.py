@@ -16,8 +16,8 @@ from kinema.atomic import check_folder
 from kinema.bounds import printable, read_bytes
 from kinema.cli.options import parse, with_defaults
 from kinema.options import Option
-from kinema.schema import BadRequest
-from kinema.values import is_loopback
+from kinema.schema import BadRequest, plain_number
+from kinema.values import is_loopback, number
 
 if TYPE_CHECKING:
     from kinema.server.settings import Limits, Settings
@@ -30,6 +30,8 @@ EXAMPLE = "kinema serve"
 NEEDED = ("fastapi", "uvicorn", "sse_starlette", "python_multipart", "prometheus_client")
 """What the extra `serve` installs."""
 TOKEN = "KINEMA_TOKEN"
+LEAST_MEMORY = 2**20
+"""Less is a slip, such as 8 in place of 8GiB: every job would be refused."""
 SERVICE = [
     Option(
         "folder",
@@ -163,7 +165,9 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         least, most = RANGES.get(o.name, (None, None))
         if least is not None and most is not None and values[o.name] is not None:
             if not least <= values[o.name] <= most:
-                raise BadRequest(f"{o.flag} is {values[o.name]:g}; expected {least:,g} to {most:,.10g}")
+                raise BadRequest(
+                    f"{o.flag} is {plain_number(values[o.name])}; expected {number(least)} to {number(most)}"
+                )
     return Settings(
         folder=values["folder"] or data_folder() / "service",
         host=values["host"],
@@ -176,7 +180,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         devices=tuple(dict.fromkeys(values["device"])),
         dtype=values["dtype"],
         threads=values["threads"],
-        memory=None if values["memory"] is None else _bytes("--memory", values["memory"]),
+        memory=None if values["memory"] is None else _memory(values["memory"]),
         offload=values["offload"],
         compile=values["compile"],
         offline=not values["allow_downloads"],
@@ -244,7 +248,8 @@ def _check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"kinema")
     except FileExistsError:
-        raise BadRequest(f"--folder {where} is a file; expected a folder") from None
+        kind = "a file" if folder.exists() else "a link to nothing"
+        raise BadRequest(f"--folder {where} is {kind}; expected a folder") from None
     except OSError as error:
         raise BadRequest(f"cannot write in --folder {where} ({error.strerror}); choose another") from None
 
@@ -307,6 +312,13 @@ def _bytes(flag: str, text: str) -> int:
         return parse_bytes(text)
     except BadRequest:
         raise BadRequest(f"{flag} is {printable(repr(text), 40)}; expected a size such as 8GiB or 512MiB") from None
+
+
+def _memory(text: str) -> int:
+    memory = _bytes("--memory", text)
+    if memory < LEAST_MEMORY:
+        raise BadRequest(f"--memory is {number(memory)} bytes, in which no model fits; expected a size such as 8GiB")
+    return memory
 
 
 def _welcome(url: str, settings: Settings) -> str:

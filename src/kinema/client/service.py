@@ -38,6 +38,10 @@ def connect(url: str, *, model: str | None = None, token: str | None = None) -> 
     return Service(Http(url, token or os.environ.get(TOKEN)), model)
 
 
+SHARED = ("extra", "sizes")
+"""Tables that the rows of /v1/models only name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Service(Verbs):
     """A video service with one method per task (`kinema.verbs.Verbs`), like a loaded model.
@@ -91,7 +95,8 @@ class Service(Verbs):
 
     def models(self) -> Sequence[Mapping[str, Any]]:
         """The models, add-ons and LoRAs that requests may name, as the service lists them."""
-        return _rows(self.http.json("GET", "/v1/models"))
+        page = self.http.json("GET", "/v1/models")
+        return [_whole(row, page.get("shared")) for row in _rows(page)]
 
     def jobs(self, limit: int = PAGE) -> Sequence[Mapping[str, Any]]:
         """Up to ``limit`` jobs of the service, newest first."""
@@ -212,3 +217,13 @@ class _Work:
 def _rows(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     rows = page.get("data")
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def _whole(row: Mapping[str, Any], tables: Any) -> Mapping[str, Any]:
+    """A row of a model, with the tables that models have in common in place of their names."""
+    own = row.get("defaults")
+    if not isinstance(own, Mapping) or not isinstance(tables, Mapping):
+        return row
+    named = {name: own[name] for name in SHARED if isinstance(own.get(name), str)}
+    found = {name: tables[each] for name, each in named.items() if each in tables}
+    return {**row, "defaults": {**own, **found}}

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, plain_number
+from kinema.values import number
 
 _Grammar = Literal["simple", "full", "mixed"]
 _Split = Literal["evaluation", "tuning", "train", "all"]
@@ -52,7 +53,7 @@ class EvaluateOptions:
         for f in fields(self):
             value, least, most = getattr(self, f.name), f.metadata["least"], f.metadata["most"]
             if value is not None and least is not None and not (math.isfinite(value) and least <= value <= most):
-                raise BadRequest(f"{f.name} is {value:g}; expected {least:g} to {most:g}")
+                raise BadRequest(f"{f.name} is {plain_number(value)}; expected {number(least)} to {number(most)}")
         for name, value, known in (("grammar", self.grammar, _Grammar), ("split", self.share, _Split)):
             if value not in get_args(known):
                 raise BadRequest(f"{name} is {value!r}; expected {', '.join(get_args(known))}")

@@ -20,6 +20,7 @@ from kinema.media.containers import open_container, readable_path, sniff
 from kinema.media.structure import check_whole
 from kinema.media.timing import MAX_FRAME_PIXELS
 from kinema.schema import BadRequest
+from kinema.values import strict
 
 KEY = "kinema"
 FOLDER_RECIPE = "recipe.json"
@@ -37,7 +38,7 @@ _ASCII = b"ASCII\0\0\0"
 def tags(recipe: Mapping[str, Any], *, generated: bool = True) -> dict[str, str]:
     """Tags of a file: title, comment, recipe and, for generated media, the IPTC marker."""
     try:
-        text = json.dumps(dict(recipe), sort_keys=True)
+        text = json.dumps(strict(recipe), sort_keys=True)
     except (TypeError, ValueError) as error:
         raise BadRequest(f"the recipe cannot be written as JSON: {error}") from error
     prompt = _printable(_prompt(recipe))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kinema.schema import MAX_SIDE, BadRequest, Request
-from kinema.server.channel import Channel, be_child, sentence
+from kinema.schema import MAX_SIDE, Request
+from kinema.server.channel import Message, answer_one
 from kinema.server.inspector import limit
 from kinema.tasks.inpaint import painted_area
 from kinema.tasks.inputs import source_frames
@@ -26,24 +26,17 @@ SIDE = 256
 
 
 def main() -> None:
-    be_child()
-    channel = Channel()
-    channel.send("ready", {"kind": "ready"})
-    message = next(channel.messages(), None)
-    if message is None:
-        return
-    answer: dict[str, Any]
-    try:
-        limit(message)
-        answer = {"answer": carried(Request.from_table(message["request"]))}
-    except BadRequest as error:
-        answer = {"error": sentence(error, message["names"])}
-    except MemoryError:
-        answer = {"error": "the clip needs more memory to decode than this service allows"}
-    except Exception as error:
-        answer = {"error": f"the masks cannot be carried ({type(error).__name__})"}
-    channel.send("answer", {"kind": "answer", **answer})
-    channel.flush()
+    answer_one(
+        answer,
+        lambda message: message["names"],
+        memory="the clip needs more memory to decode than this service allows",
+        failed="the masks cannot be carried",
+    )
+
+
+def answer(message: Message) -> dict[str, Any]:
+    limit(message)
+    return carried(Request.from_table(message["request"]))
 
 
 def carried(request: Request) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from kinema.server.children import Child, Ended
 from kinema.server.jobs import ServiceError
-from kinema.server.planning import START_SECONDS
 from kinema.server.settings import Settings
 
+MODULE = "kinema.server.carrier"
 IDLE_SECONDS = 300.0
 """How long a process that was started ahead waits for the next document."""
 
@@ -54,21 +54,11 @@ class Carrying:
                 if child.process.returncode is None:
                     return child
         try:
-            return await self._started()
+            return await Child.ready(MODULE, self._folder)
         except (TimeoutError, Ended, OSError) as error:
             raise ServiceError(503, "not_ready", "the process that carries masks does not start") from error
 
     async def _ahead(self) -> Child:
-        child = await self._started()
+        child = await Child.ready(MODULE, self._folder)
         asyncio.get_running_loop().call_later(IDLE_SECONDS, child.kill)
-        return child
-
-    async def _started(self) -> Child:
-        child = await Child.start("kinema.server.carrier", self._folder)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                await child.receive()
-        except BaseException:
-            child.kill()
-            raise
         return child

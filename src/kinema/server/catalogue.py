@@ -104,6 +104,11 @@ class Catalogue:
             found = self._found = self._walk()
         return found
 
+    @property
+    def fresh(self) -> bool:
+        """Whether names can be looked up without walking the folders."""
+        return self._fresh() is not None
+
     def _fresh(self) -> tuple[float, dict[str, Entry], dict[str, Path]] | None:
         return None if self._found is None or time.monotonic() - self._found[0] > FRESH else self._found
 

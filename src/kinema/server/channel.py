@@ -11,10 +11,13 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from kinema.bounds import printable
+from kinema.schema import BadRequest
+from kinema.spelling import named
 from kinema.values import cut
 
 Message = dict[str, Any]
@@ -121,17 +124,49 @@ class Channel:
 
 
 def be_child() -> None:
-    """Ignore Ctrl-C, which is the server's to handle, and on Linux die with the server."""
+    """Ignore Ctrl-C, which is the server's to handle, and on Linux die with the server.
+
+    Warnings of libraries address programmers, not those who run a service.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
             os._exit(0)  # the server died before the call
 
 
+def answer_one(
+    answer: Callable[[Message], Any], names: Callable[[Message], Mapping[str, str]], *, memory: str, failed: str
+) -> None:
+    """Run a child that says that it is ready, answers one message, and ends.
+
+    The answer is ``answer(message)``, or a sentence: that of a `BadRequest`, with ``names`` for its paths; ``memory``
+    where it needs more than it may have; ``failed`` and the kind of any other exception.
+    """
+    be_child()
+    channel = Channel()
+    channel.send("ready", {"kind": "ready"})
+    message = next(channel.messages(), None)
+    if message is None:
+        return
+    reply: Message
+    try:
+        reply = {"answer": answer(message)}
+    except BadRequest as error:
+        reply = {"error": sentence(error, names(message))}
+    except MemoryError:
+        reply = {"error": memory}
+    except Exception as error:
+        reply = {"error": f"{failed} ({type(error).__name__})"}
+    channel.send("answer", {"kind": "answer", **reply})
+    channel.flush()
+
+
 def sentence(error: BaseException, names: Mapping[str, str] | None = None) -> str:
-    """Return an exception's message on one line, with the server's paths replaced by the names that clients know."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return an exception's message on one line, with paths and options replaced by the names that clients know."""
+    text = named(" ".join(str(error).split())) or type(error).__name__
     for path, name in sorted((names or {}).items(), key=lambda pair: -len(pair[0])):
         text = text.replace(path, name)
     return cut(printable(text), MAX_SENTENCE)

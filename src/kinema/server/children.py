@@ -18,6 +18,8 @@ from kinema.server.channel import PARENT
 Message = dict[str, Any]
 LONGEST = 64 * 2**20
 """Longest line that is read from a child: the description of a job of many blocks, or a preview."""
+START_SECONDS = 180.0
+"""Longest wait for a child to import its libraries, on a slow disk."""
 
 
 class Ended(Exception):
@@ -43,6 +45,18 @@ class Child:
             start_new_session=True,  # Ctrl-C at a terminal is the server's: a child that still starts would print
         )  # fmt: skip
         return Child(process)
+
+    @staticmethod
+    async def ready(module: str, folder: Path) -> Child:
+        """Start a child that answers one message, and wait until it can. Raises OSError, TimeoutError or `Ended`."""
+        child = await Child.start(module, folder)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await child.receive()
+        except BaseException:
+            await child.stop()
+            raise
+        return child
 
     @property
     def pid(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.atomic import FULL, sync
+from kinema.values import strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +91,7 @@ def _write(clip: Clip, folder: Path, video_id: str, sign: Any, *, partial: bool)
     frames_NTHWC = to_uint8(clip.video)
     _write_frames(folder / FRAMES, frames_NTHWC, clip.sound)
     _write_images(folder, frames_NTHWC[0])
-    recipe = json.dumps(clip.recipe, ensure_ascii=False, indent=2)
+    recipe = json.dumps(strict(clip.recipe), ensure_ascii=False, indent=2, allow_nan=False)
     (folder / RECIPE).write_text(recipe + "\n", encoding="utf-8")
     clips, frames, height, width, _ = frames_NTHWC.shape
     result = {

@@ -35,7 +35,10 @@ class Conversions:
 
     async def _convert(self, frames: Path, recipe: Path, fps: float, target: Path) -> None:
         async with self._slots:
-            child = await Child.start("kinema.server.converter", frames.parent)
+            try:
+                child = await Child.ready("kinema.server.converter", frames.parent)
+            except (TimeoutError, Ended, OSError) as error:
+                raise ServiceError(503, "not_ready", "the process that converts clips does not start") from error
             try:
                 child.send({"frames": str(frames), "recipe": str(recipe), "fps": fps, "target": str(target)})
                 async with asyncio.timeout(SECONDS):
@@ -45,7 +48,6 @@ class Conversions:
             except Ended as ended:
                 raise ServiceError(500, "internal_error", f"the process that converts clips {ended}") from None
             finally:
-                child.kill()
-                await child.process.wait()
+                await child.stop()
         if "error" in reply:
             raise ServiceError(500, "internal_error", reply["error"])

@@ -15,28 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.atomic import replacing
-from kinema.schema import BadRequest, Clip
-from kinema.server.channel import Channel, be_child, sentence
+from kinema.schema import Clip
+from kinema.server.channel import answer_one
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def main() -> None:
-    be_child()
-    channel = Channel()
-    message = next(channel.messages(), None)
-    if message is None:
-        return
-    answer: dict[str, Any] = {}
-    try:
-        convert(message)
-    except BadRequest as error:
-        answer = {"error": sentence(error, {})}
-    except Exception as error:
-        answer = {"error": f"the clip cannot be converted ({type(error).__name__})"}
-    channel.send("answer", {"kind": "answer", **answer})
-    channel.flush()
+    answer_one(
+        convert,
+        lambda _: {},
+        memory="the clip needs more memory to convert than this machine has",
+        failed="the clip cannot be converted",
+    )
 
 
 def convert(message: Mapping[str, Any]) -> None:

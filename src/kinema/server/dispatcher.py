@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from kinema.server import clip_files, estimates
+from kinema.server.catalogue import Catalogue
 from kinema.server.children import Message
 from kinema.server.jobs import Job, Progress, ServiceError, Status
 from kinema.server.listeners import Hub, Live
@@ -33,9 +34,9 @@ STOPPED = "the server stopped while this job ran; retry it to run it again"
 class Dispatcher:
     """The workers and the jobs that they run."""
 
-    def __init__(self, settings: Settings, store: Store, names: Names, hub: Hub) -> None:
-        """``settings.folder`` is absolute."""
-        self.settings, self.store, self.names, self.hub = settings, store, names, hub
+    def __init__(self, settings: Settings, store: Store, names: Names, catalogue: Catalogue, hub: Hub) -> None:
+        """``settings.folder`` is absolute; ``names`` looks models up in ``catalogue``."""
+        self.settings, self.store, self.names, self.catalogue, self.hub = settings, store, names, catalogue, hub
         self.folder = settings.folder
         self.workers: list[Worker] = []
         self.live: dict[str, Live] = {}
@@ -44,6 +45,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._again: asyncio.TimerHandle | None = None
+        self._looking = False
+        """Whether the folders of models are being read, after which waiting jobs are given out."""
 
     def recover(self) -> Sequence[str]:
         """Settle the jobs that ran when the server ended, and remove what they left unfinished."""
@@ -54,8 +57,6 @@ class Dispatcher:
             if status == "interrupted":
                 interrupted.append(job.id)
         clip_files.tidy(self.folder / "jobs", self.store.identifiers("jobs"))
-        if interrupted:
-            LOG.warning("interrupted when the server last ended: %s", ", ".join(interrupted))
         return interrupted
 
     def _left_by(self, job: Job, status: Status, code: str, message: str) -> tuple[Status, dict[str, Any]]:
@@ -142,19 +143,15 @@ class Dispatcher:
         live = self.live.get(video_id)
         if live is None:
             return self.current(video_id)
-        if (stopping := self._store_status(video_id, "cancelling")) is not None:
-            self.publish(stopping)
+        if not live.cancelled:
+            live.cancelled = True
             self._start(self._kill_late(video_id, live))
+            with contextlib.suppress(ServiceError):  # where the disk is full, the cancel goes through all the same
+                if (stopping := self.store.move_to(video_id, "cancelling")) is not None:
+                    self.publish(stopping)
         live.worker.cancel(video_id, keep=keep_partial)
         await live.done.wait()
         return self.current(video_id)
-
-    def _store_status(self, video_id: str, status: Status) -> Job | None:
-        """Change a state whose record may be lost: where the disk is full, the cancel goes through all the same."""
-        try:
-            return self.store.move_to(video_id, status)
-        except ServiceError:
-            return None
 
     async def _kill_late(self, video_id: str, live: Live) -> None:
         """Kill the worker of a cancelled job that does not stop."""
@@ -175,12 +172,32 @@ class Dispatcher:
         try:
             while not self._stopping and not self.store.paused:
                 idle = [worker for worker in self.workers if worker.state == "idle"]
-                waiting = self.store.queued() if idle else []
-                if not waiting:
+                waiting = map(self.store.get, self.store.queued() if idle else ())
+                job, able = next(((job, able) for job in waiting if (able := self._able(job, idle))), (None, []))
+                if job is None:
                     return
-                self._begin(self.store.get(waiting[0]), idle)
+                if not self.catalogue.fresh:
+                    self._start(self._wake_after_look())
+                    return
+                self._begin(job, able)
         except ServiceError:  # the disk is full
             self._again = asyncio.get_running_loop().call_later(RETRY, self.wake)
+
+    async def _wake_after_look(self) -> None:
+        """Read the folders of models in a thread, for they may be large or on a slow disk, and then `wake`."""
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            await self.catalogue.refresh()
+        finally:
+            self._looking = False
+        self.wake()
+
+    def _able(self, job: Job, idle: Sequence[Worker]) -> Sequence[Worker]:
+        """The idle workers that can run a job. Where its devices are no more, it fails on another with a sentence."""
+        able = [worker for worker in self.workers if worker.device in job.settled.devices and worker.usable]
+        return [worker for worker in idle if worker in able] if able else idle
 
     def _begin(self, job: Job, idle: Sequence[Worker]) -> None:
         """Start a job on an idle worker, one that has its model loaded if there is one."""
@@ -235,10 +252,10 @@ class Dispatcher:
         changes: dict[str, Any] = {"completed_at": time.time(), "result": result}
         if status == "completed":
             changes["progress"] = 100
+        elif self.live[video_id].cancelled:
+            status, changes = "cancelled", {**changes, "error_message": message["message"]}
         elif status == "failed":
             changes |= {"error_code": message["code"], "error_message": message["message"]}
-        elif job.status == "cancelling":
-            changes["error_message"] = message["message"]
         else:  # cancelled without a request: nothing here does that
             status, changes = "failed", {**changes, "error_code": "internal_error", "error_message": message["message"]}
         await self._store_end(worker, video_id, status, changes)
@@ -254,6 +271,8 @@ class Dispatcher:
 
     async def _fail(self, worker: Worker, video_id: str, how: str) -> None:
         job = self.store.get(video_id)
+        if self.live[video_id].cancelled:
+            job = replace(job, status="cancelling")
         status: Status
         changes: dict[str, Any]
         if self._runs_again(job):

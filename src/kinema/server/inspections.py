@@ -9,7 +9,6 @@ from typing import Any
 
 from kinema.server.children import Child, Ended
 from kinema.server.jobs import ServiceError
-from kinema.server.planning import START_SECONDS
 from kinema.server.settings import Limits
 
 AT_ONCE = 2
@@ -30,14 +29,7 @@ class Inspections:
             self._spare = asyncio.create_task(self._started())
 
     async def _started(self) -> Child:
-        child = await Child.start("kinema.server.inspector", self.folder)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                await child.receive()
-        except BaseException:
-            await child.stop()
-            raise
-        return child
+        return await Child.ready("kinema.server.inspector", self.folder)
 
     async def inspect(self, path: Path) -> dict[str, Any]:
         """Decode a file and return what it is. Raises `ServiceError` 400."""

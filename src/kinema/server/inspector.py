@@ -19,7 +19,7 @@ from kinema.media.metadata import find_recipe
 from kinema.media.read import MAX_VIDEO_PIXELS, decode_limits, probe, timed_frames
 from kinema.media.timing import Part, frames_from
 from kinema.schema import BadRequest
-from kinema.server.channel import Channel, be_child, sentence
+from kinema.server.channel import Message, answer_one
 
 MAX_RECIPE = 2**20
 MAX_FILES = 32
@@ -28,25 +28,17 @@ _MARGIN = 256 * 2**20
 
 
 def main() -> None:
-    be_child()
-    channel = Channel()
-    channel.send("ready", {"kind": "ready"})
-    message = next(channel.messages(), None)
-    if message is None:
-        return
-    path = Path(message["path"])
-    answer: dict[str, Any]
-    try:
-        limit(message)
-        answer = {"answer": inspected(path)}
-    except BadRequest as error:
-        answer = {"error": sentence(error, {path.name: "the file", str(path): "the file"})}
-    except MemoryError:
-        answer = {"error": "the file needs more memory to decode than this service allows"}
-    except Exception as error:
-        answer = {"error": f"the file cannot be decoded ({type(error).__name__})"}
-    channel.send("answer", {"kind": "answer", **answer})
-    channel.flush()
+    answer_one(
+        answer,
+        lambda message: {Path(message["path"]).name: "the file", message["path"]: "the file"},
+        memory="the file needs more memory to decode than this service allows",
+        failed="the file cannot be decoded",
+    )
+
+
+def answer(message: Message) -> dict[str, Any]:
+    limit(message)
+    return inspected(Path(message["path"]))
 
 
 def limit(limits: Mapping[str, Any]) -> None:

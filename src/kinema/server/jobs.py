@@ -15,7 +15,7 @@ Status = Literal["queued", "in_progress", "cancelling", "cancelled", "completed"
 
 NEXT: dict[Status, frozenset[Status]] = {
     "queued": frozenset({"in_progress", "cancelled", "failed"}),
-    "in_progress": frozenset({"cancelling", "completed", "failed", "interrupted", "queued"}),
+    "in_progress": frozenset({"cancelling", "cancelled", "completed", "failed", "interrupted", "queued"}),
     "cancelling": frozenset({"cancelled", "completed", "failed", "interrupted"}),
     "cancelled": frozenset({"queued"}),
     "completed": frozenset(),
@@ -24,8 +24,8 @@ NEXT: dict[Status, frozenset[Status]] = {
 }
 """The states that may follow each state. A final state goes back to "queued" only by a retry that a client asks for.
 
-"cancelling" may end as "completed": a clip that is finished beats a late cancel. A job in progress waits again if its
-worker died before it began.
+"cancelling" may end as "completed": a clip that is finished beats a late cancel. A job in progress becomes "cancelled"
+at once if "cancelling" could not be stored, and waits again if its worker died before it began.
 """
 FINAL: frozenset[Status] = frozenset({"cancelled", "completed", "failed", "interrupted"})
 MAX_KILLS = 2
@@ -67,6 +67,16 @@ class Settled:
     notes: Sequence[str] = ()
     seconds: float | None = None
     measured: str = ""
+    devices: Sequence[str] = ()
+    """The workers' devices that can run it, where some cannot; empty: all can."""
+
+    def clip(self) -> dict[str, Any]:
+        """The clip as clients see it with each video: what `kinema.client.outputs.Figures` reads."""
+        stages = [each.get("stage") for each in self.forecast.get("stages", ())]
+        return {
+            "frames": self.frames, "fps": self.fps, "height": self.height, "width": self.width, "clips": self.clips,
+            "steps": self.steps, "seed": self.seed, "task": self.task, "stages": stages,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

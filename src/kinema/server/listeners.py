@@ -57,6 +57,8 @@ class Live:
     eta: float | None = None
     begun: bool = False
     """Whether the worker has confirmed that it has the job."""
+    cancelled: bool = False
+    """Whether a client has cancelled the job, also where a full disk keeps that from being stored."""
     ending: bool = False
     """Whether the worker has reported the end, which is being stored."""
     done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -14,6 +14,7 @@ from typing import Any
 
 from kinema.schema import BadRequest, Request
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, Order, ServiceError
+from kinema.spelling import named
 from kinema.values import quoted
 
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -102,7 +103,7 @@ def checked(request: Mapping[str, Any]) -> Request:
     try:
         return Request.from_table(request)
     except BadRequest as error:
-        raise invalid(str(error)) from None
+        raise invalid(named(str(error))) from None
     except TypeError:
         raise invalid(f"the request is {quoted(request)}; expected a table of options") from None
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends
 from kinema.options import Option
 from kinema.schema import TaskName
 from kinema.server.http.service import known_query
+from kinema.spelling import named
 from kinema.verb_options import FIRST, GROUPS, MODEL, VERBS, request_options
 
 router = APIRouter(tags=["models"], dependencies=[Depends(known_query)])
@@ -48,6 +49,7 @@ HELP = {
     "the last prompt holds to the end",
 }
 """Help that says something else on the command line, where files and lists of names are at hand."""
+_BRACKETED = re.compile(r" ?\(--[\w-]+(, [^)]*)?\)")
 _VERB = re.compile(r"^(?:animate|extend|edit|upscale|interpolate): |; may be repeated|; same as --extra [\w.=-]+")
 
 
@@ -81,7 +83,7 @@ def verb(task: TaskName) -> dict[str, Any]:
             seen.update(found)
     if rest := [name for name in names if name not in seen]:
         groups.append({"title": OTHER, "fields": rest})
-    about, example = VERBS[task].about, VERBS[task].example
+    about, example = named(_BRACKETED.sub("", VERBS[task].about)), VERBS[task].example
     return {"name": task, "about": about, "example": example, "first": list(FIRST[task]), "groups": groups}
 
 
@@ -91,7 +93,7 @@ def field(o: Option) -> dict[str, Any]:
     row = {
         "name": o.name,
         "label": label(o),
-        "help": HELP.get(o.name) or _VERB.sub("", o.help),
+        "help": HELP.get(o.name) or named(_VERB.sub("", o.help)),
         "type": kind,
         "place": PLACES.get(o.name, o.name),
         "default": list(o.default) if isinstance(o.default, tuple) else o.default,

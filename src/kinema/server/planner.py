@@ -55,21 +55,22 @@ class Planner:
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self.setup = setup
-        self._open: OrderedDict[tuple[str, int | None], tuple[Mapping[str, Any], Model]] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str | None, int | None], tuple[Mapping[str, Any], Model]] = OrderedDict()
 
     def answer(self, message: Message) -> Message:
         if message["do"] == "describe":
-            return described(message["model"], self.model(message["model"], message["source"]))
+            return described(message["model"], self.model(message["model"], message["source"], self.setup["device"]))
         return self.plan(message)
 
-    def model(self, name: str, source: Mapping[str, Any], memory: int | None = None) -> Model:
+    def model(self, name: str, source: Mapping[str, Any], device: str | None, memory: int | None = None) -> Model:
         """Return an opened model. ``memory`` is what its worker may use: this process cannot see that from outside."""
-        found, key = self._open.get((name, memory)), (name, memory)
+        key = (name, device, memory)
+        found = self._open.get(key)
         if found is None or found[0] != source:
             model = kinema.load(
                 source["source"],
                 dtype=dtype_of(self.setup["dtype"]),
-                device=processor.device_of(self.setup["device"]),
+                device=processor.device_of(device),
                 offline=True,
                 offload=self.setup["offload"],
                 memory=memory,
@@ -84,7 +85,7 @@ class Planner:
     def plan(self, message: Message) -> Message:
         """Return a `kinema.server.jobs.Settled` as a table, without an estimate of the time."""
         request, limits = Request.from_table(message["request"]), message["limits"]
-        model = self.model(message["model"], message["source"], message["memory"])
+        model = self.model(message["model"], message["source"], message["device"], message["memory"])
         check_files(model, request, {*message["names"]})
         check_size(request, limits)
 
@@ -177,7 +178,7 @@ def described(name: str, model: Model) -> Message:
 
 
 _GIVEN = {"animate": "first", "interpolate": "frames", "extend": "prefix", "inpaint": "region"}
-"""The kind of given pixels (`kinema.canvas.kind_of`) that a verb needs."""
+"""The kind of given pixels (`kinema.canvas.GivenFrames.kind`) that a verb needs."""
 
 
 def _offers(task: str, model: Model) -> bool:

@@ -8,11 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kinema.server.children import Child, Ended
+from kinema.server.children import START_SECONDS, Child, Ended
 from kinema.server.jobs import ServiceError
-
-START_SECONDS = 180.0
-"""Longest wait for a child to import its libraries, on a slow disk."""
 
 
 class Planning:

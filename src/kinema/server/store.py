@@ -72,6 +72,8 @@ class Store:
         self.lock = _locked(folder)
         try:
             path = folder / FILE
+            if path.exists() and not path.is_file():
+                raise BadRequest(f"{path} is a folder, pipe or device; expected the file of a store")
             if path.exists() and path.stat().st_size:
                 check(path)
             else:
@@ -406,7 +408,8 @@ def _json(value: Any) -> str:
 def _job(row: Sequence[Any]) -> Job:
     values = dict(zip((f.name for f in fields(Job)), row, strict=True))
     settled = Settled(**json.loads(values["settled"]))
-    values |= {"order": Order(**json.loads(values["order"])), "settled": replace(settled, notes=tuple(settled.notes))}
+    settled = replace(settled, notes=tuple(settled.notes), devices=tuple(settled.devices))
+    values |= {"order": Order(**json.loads(values["order"])), "settled": settled}
     values["result"] = None if values["result"] is None else json.loads(values["result"])
     return Job(**values)
 

@@ -37,7 +37,7 @@ from kinema.server.planning import Planning
 from kinema.server.settings import Settings
 from kinema.server.store import Store, unknown
 from kinema.server.uploads import Uploads
-from kinema.server.workers import Worker
+from kinema.server.workers import Kind, Worker, kinds_of
 
 
 class Supervisor:
@@ -61,13 +61,14 @@ class Supervisor:
             for name in ("jobs", "assets", "uploads", "empty"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadRequest(f"cannot use the folder {self.folder}: {error.strerror}") from error
+            where = error.filename or self.folder
+            raise BadRequest(f"cannot use the folder {self.folder}: {where}: {str(error.strerror).lower()}") from error
         self.store = await asyncio.to_thread(Store, self.folder)
         own, empty = replace(self.settings, folder=self.folder), self.folder / "empty"
         self.names = Names(
             lambda name: self.catalogue.model(name).to_source(), self.catalogue.lora, self._file, self._lora_folder()
         )
-        self.dispatcher = Dispatcher(own, self.store, self.names, self.hub)
+        self.dispatcher = Dispatcher(own, self.store, self.names, self.catalogue, self.hub)
         try:
             interrupted = self.dispatcher.recover()
         except ServiceError as error:  # the disk is full
@@ -117,12 +118,34 @@ class Supervisor:
         order = replace(order, model=self.settings.aliases.get(order.model, order.model))
         limits = self.settings.limits
         most = {"frames": limits.frames, "pixels": limits.pixels, "steps": limits.steps}
-        memory = self.settings.memory or next((each.about.get("memory_limit") for each in self.workers), None)
         await self.catalogue.refresh()
-        message = {"do": "plan", **self.names.resolve(order).message(), "limits": most, "memory": memory}
-        answer = await self.planning.ask(message, limits.plan_seconds)
+        message = {"do": "plan", **self.names.resolve(order).message(), "limits": most}
+        answer, devices = await self._planned_for_devices(message)
         seconds, measured = estimates.estimate(self.store, order.model, answer["forecast"])
-        return Settled(**answer, seconds=seconds, measured=measured), order
+        return Settled(**answer, seconds=seconds, measured=measured, devices=devices), order
+
+    async def _planned_for_devices(self, message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str]]:
+        """Return the plan for the kind of device with most memory of those that can run an order, and the devices that
+        can; () if all can. Raises the first refusal if none can.
+        """
+        device, memory = next(iter(self.settings.devices), None), self.settings.memory
+        kinds = kinds_of(self.workers) or [Kind((device,) if device else (), memory)]
+        answers: list[tuple[Kind, Mapping[str, Any]]] = []
+        refusals: list[ServiceError] = []
+        for kind in kinds:
+            of_kind = {"device": kind.device, "memory": memory or kind.memory}
+            try:
+                answers.append(
+                    (kind, await self.planning.ask({**message, **of_kind}, self.settings.limits.plan_seconds))
+                )
+            except ServiceError as error:
+                if error.code != "invalid_request":
+                    raise
+                refusals.append(error)
+        if not answers:
+            raise refusals[0]
+        devices = [device for kind, _ in answers for device in kind.devices] if refusals else []
+        return answers[0][1], devices
 
     async def submit(self, order: Order) -> Job:
         """See `Engine.submit`."""

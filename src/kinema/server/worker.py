@@ -204,11 +204,14 @@ class Run:
 
     def _cancelled(self, cancelled: Cancelled) -> Message:
         clip = cancelled.clip if cancelled.clip is not None else cancelled.small
-        result = None
+        message, result = sentence(cancelled), None
         if clip is not None and self.token.keep_partial:
             self.heard(Phase("write"))
-            result = self._save(clip, partial=True)
-        return {"outcome": "cancelled", "message": sentence(cancelled), "result": result}
+            try:
+                result = self._save(clip, partial=True)
+            except clip_files.DiskFull:
+                message = "cancelled; the partial clip could not be kept, since the disk of the server is full"
+        return {"outcome": "cancelled", "message": message, "result": result}
 
     def _save(self, clip: Clip, *, partial: bool = False) -> Message:
         return clip_files.save(clip, self.folder, self.job, sign=self.worker.sign, partial=partial)

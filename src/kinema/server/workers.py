@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kinema.server.children import Child, Ended, Message
-from kinema.server.planning import START_SECONDS
+from kinema.server.children import START_SECONDS, Child, Ended, Message
 
 LOG = logging.getLogger("kinema.server")
 State = Literal["starting", "idle", "busy", "waiting", "refused", "stopped"]
@@ -20,6 +20,18 @@ STEADY = 30.0
 """Seconds after which a process counts as started."""
 CLOSING = 3.0
 """Seconds that a process has to end, once its input is closed."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Devices that are alike, and the memory that each of their workers has at least."""
+
+    devices: tuple[str, ...]
+    memory: int | None
+
+    @property
+    def device(self) -> str | None:
+        return next(iter(self.devices), None)
 
 
 class Worker:
@@ -46,6 +58,11 @@ class Worker:
         """Set once the first process is ready or has been refused."""
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it runs jobs, now or once it has started (again)."""
+        return self.state not in ("refused", "stopped")
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_running())
@@ -149,3 +166,16 @@ class Worker:
         self.state = "idle" if self.job is None else "busy"
         self.settled.set()
         self.hear(self, first)
+
+
+def kinds_of(workers: Sequence[Worker]) -> list[Kind]:
+    """Return the kinds of devices of the workers that have started, the one with most memory first."""
+    alike: dict[str, list[Worker]] = {}
+    for each in workers:
+        if each.about and each.usable:
+            alike.setdefault(each.about["name"], []).append(each)
+    kinds = [
+        Kind(tuple(str(each.device) for each in group), min(each.about["memory_limit"] for each in group))
+        for group in alike.values()
+    ]
+    return sorted(kinds, key=lambda kind: -(kind.memory or 0))

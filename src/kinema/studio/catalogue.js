@@ -25,7 +25,7 @@ export async function definitions() {
 export async function models(fresh = false) {
   if (!rows || fresh) {
     rows = call("GET", "/v1/models").then(
-      (list) => Object.assign(list.data, { downloads: list.downloads !== false }),
+      (list) => Object.assign(list.data.map((row) => whole(row, list.shared)), { downloads: list.downloads !== false }),
       (error) => {
         rows = null;
         throw error;
@@ -33,6 +33,13 @@ export async function models(fresh = false) {
     );
   }
   return rows;
+}
+
+/** A row with its tables of options and sizes in place of their names; see ``shared`` of /v1/models. */
+function whole(row, shared) {
+  if (!row.defaults) return row;
+  const { extra, sizes } = row.defaults;
+  return { ...row, defaults: { ...row.defaults, extra: shared[extra] ?? {}, sizes: shared[sizes] ?? {} } };
 }
 
 export const isModel = (row) => !["lora", "add-on"].includes(row.kind);

@@ -13,7 +13,6 @@ import { failed, toast } from "./toast.js";
 
 const INPUTS = ["video", "image"];
 const SILENT = ["interpolate", "upscale"];
-const FLAG_IN_BRACKETS = / ?\(--[\w-]+(, [^)]*)?\)/g;
 
 /**
  * The panel: {element, apply(verb, values), values(), take(file), ask(), generate(), begin(), destroy()}.
@@ -78,7 +77,7 @@ export function settingsPanel(defined, rows, submitted) {
   const model = () => rows.find((row) => row.id === (values.model || defined.fields.model.default));
   function draw() {
     for (const each of element.querySelectorAll("input[name=verb]")) each.checked = each.value === verb;
-    about.textContent = withoutFlags(defined.verbs.get(verb).about);
+    about.textContent = defined.verbs.get(verb).about;
     offer.hidden = true;
     problem.hidden = true;
     fields = form(defined, verb, { values: () => values, changed, taken, model, models: () => rows });
@@ -178,9 +177,4 @@ export function settingsPanel(defined, rows, submitted) {
   }
 
   return { element, apply, values: () => values, take, ask, generate, begin: draw, destroy: plan.destroy };
-}
-
-/** Help without the command line's options: "(--keyframe)" is left out, "--region" is "region". */
-function withoutFlags(text) {
-  return text.replaceAll(FLAG_IN_BRACKETS, "").replaceAll(/--([\w-]+)/g, (_, name) => name.replaceAll("-", " "));
 }

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from kinema.bounds import quoted
-from kinema.schema import BadRequest
+from kinema.schema import BadRequest, plain_number
+from kinema.values import number
 
 
 def option(
@@ -21,7 +22,7 @@ def check_ranges(options: Any) -> None:
     for f in fields(options):
         value, least, most = getattr(options, f.name), f.metadata["least"], f.metadata["most"]
         if value is not None and least is not None and not (math.isfinite(value) and least <= value <= most):
-            raise BadRequest(f"{f.name} is {value}; expected {least:g} to {most:g}")
+            raise BadRequest(f"{f.name} is {plain_number(value)}; expected {number(least)} to {number(most)}")
 
 
 @dataclass(frozen=True, kw_only=True)

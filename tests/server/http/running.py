@@ -61,6 +61,7 @@ def main(folder: Path, given: dict) -> None:
     pace = {name: given.pop(name) for name in ("seconds", "steps") if name in given}
     opened: list[str] = []
     protocol.HEAD_SECONDS = given.pop("head_seconds", protocol.HEAD_SECONDS)
+    protocol.MAX_CONNECTIONS = given.pop("connections", protocol.MAX_CONNECTIONS)
     security.STALLED = given.pop("stalled", security.STALLED)
 
     async def serve() -> None:

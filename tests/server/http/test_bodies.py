@@ -156,6 +156,14 @@ async def test_a_lora_with_a_path_is_refused_for_its_path(tmp_path):
 
 
 @run
+async def test_a_byte_order_mark_is_named(tmp_path):
+    async with Http(tmp_path) as http:
+        head = {"Content-Type": "application/json"}
+        answer = await http.client.post("/v1/videos", content=b'\xef\xbb\xbf{"prompt": "x"}', headers=head)
+        assert message(answer) == "the body begins with a byte order mark; expected JSON alone"
+
+
+@run
 async def test_bodies_of_too_many_values_or_parts_are_refused_for_their_number(tmp_path):
     async with Http(tmp_path) as http:
         answer = await http.post("/v1/videos", json={"extra": {"a": [0] * 30_000}})
@@ -171,7 +179,7 @@ async def test_a_plan_queues_nothing_and_keeps_no_file(tmp_path):
         assert answer.json() == {
             "object": "video.plan", "frames": 16, "fps": 8.0, "height": 32, "width": 32, "clips": 1, "steps": 4,
             "seed": 7, "task": "animate", "forecast": {"peak_bytes": None}, "notes": ["snapped to 16 frames"],
-            "seconds": None, "measured": "",
+            "seconds": None, "measured": "", "devices": [],
         }  # fmt: skip
         assert (http.engine.jobs, http.engine.files) == ({}, {})
 

@@ -20,6 +20,7 @@ from running import running
 from kinema.schema import BadRequest
 from kinema.server import app as server
 from kinema.server.http import events as streams
+from kinema.server.http import protocol
 from kinema.server.jobs import Progress, ServiceError
 from kinema.server.settings import Settings
 
@@ -112,6 +113,37 @@ def test_an_upload_that_ends_early_leaves_no_file(service, tmp_path):
     while list(folder.iterdir()) and time.monotonic() < until:
         time.sleep(0.02)
     assert list(folder.iterdir()) == []
+
+
+def test_idle_connections_make_room_for_requests(tmp_path):
+    """300 clients that send nothing, or nothing more: the oldest of them go, and what is being answered stays."""
+    with running(tmp_path, seconds=20, steps=200, connections=50) as service, contextlib.ExitStack() as stack:
+        client = stack.enter_context(httpx2.Client(base_url=service.url, timeout=20))
+        video_id = client.post("/v1/videos", json={"prompt": "x"}).json()["id"]
+        stream = stack.enter_context(connected(service))
+        stream.sendall(f"GET /v1/videos/{video_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert stream.recv(65536).startswith(b"HTTP/1.1 200")
+        idle = []
+        for number in range(300):
+            idle.append(stack.enter_context(connected(service)))
+            if number % 2:
+                idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += idle[-1].recv(65536)
+        assert client.get("/healthz").status_code == 200
+        closed = [each for each in idle if select.select([each], [], [], 0)[0]]
+        assert 250 <= len(closed) <= 252
+        assert closed == idle[: len(closed)]
+        assert not select.select([stream], [], [], 0)[0] or stream.recv(65536) != b""
+
+
+def test_the_limit_of_connections_leaves_files_for_others(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    assert protocol.most_connections() == 128
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert protocol.most_connections() == protocol.MAX_CONNECTIONS
 
 
 def test_a_too_long_upload_is_refused_while_it_is_sent(service):

@@ -310,3 +310,27 @@ async def test_metrics_count_jobs_steps_requests_and_workers(tmp_path):
             'kinema_requests_total{code="404",method="GET",route="other"} 1.0',
         ):
             assert f"\n{line}\n" in text
+
+
+# ------------------------------------------------------------------------------------------- models
+
+
+@run
+async def test_tables_that_models_have_in_common_are_sent_once(tmp_path):
+    async with Http(tmp_path) as http:
+        (row, *_), help_ = await http.engine.models(), {"motion_bucket": "how much moves"}
+        names = ("a/one", "a/two", "a/three")
+        tables = [{"extra": help_, "sizes": {}}, {"extra": help_, "sizes": {"768px": [768, 768]}}, {"fps": 8.0}]
+        rows = [{**row, "id": name, "defaults": own} for name, own in zip(names, tables, strict=True)]
+
+        async def models():
+            return [*rows, {**row, "id": "lora", "kind": "lora", "defaults": None}]
+
+        http.engine.models = models
+        answer = (await http.get("/v1/models")).json()
+        assert sorted(map(str, answer["shared"].values())) == sorted(map(str, [help_, {}, {"768px": [768, 768]}]))
+        first, second, third, lora = [each["defaults"] for each in answer["data"]]
+        assert first["extra"] == second["extra"] != first["sizes"] != second["sizes"]
+        whole = [{kind: answer["shared"][each[kind]] for kind in ("extra", "sizes")} for each in (first, second)]
+        assert (whole, third, lora) == (tables[:2], {"fps": 8.0}, None)
+        assert (await http.get("/v1/models/a/one")).json()["defaults"] == tables[0]

@@ -30,6 +30,7 @@ from kinema.server.http.security import content_type
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, Order
 from kinema.server.names import BY_FRAME
 from kinema.server.settings import Settings
+from kinema.spelling import named
 from kinema.values import counted, quoted
 
 VERBS: tuple[TaskName, ...] = get_args(TaskName)
@@ -434,7 +435,7 @@ def checked(request: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     try:
         found = Request.from_table(request)
     except BadRequest as error:
-        raise _named(str(error), request, names) from None
+        raise _of_body(named(str(error)), request, names) from None
     for name in FILES:
         if (file := getattr(found, name)) is not None:
             reference(names.get(name, name), file)
@@ -451,7 +452,7 @@ def checked(request: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     return cast(dict[str, Any], json.loads(found.to_json()))
 
 
-def _named(message: str, request: Mapping[str, Any], names: Mapping[str, str]) -> FieldError:
+def _of_body(message: str, request: Mapping[str, Any], names: Mapping[str, str]) -> FieldError:
     """A message of `Request` with the body's name of the field."""
     first = message.partition(" ")[0]
     if first not in request:

@@ -16,7 +16,7 @@ from kinema.server.http.errors import FieldError
 from kinema.server.http.fields import distinct
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, ServiceError
 from kinema.server.names import identifiers_in, is_identifier, substituted
-from kinema.values import quoted
+from kinema.values import quoted, strict
 
 _MEDIA = "media:"
 _MODELS = ("image_model", "super_resolution")
@@ -156,7 +156,7 @@ def document_of(job: Job, files: Mapping[str, tuple[str, Path]], *, embed: bool)
     if loras := job.order.request.get("loras"):
         table["loras"] = loras
     table |= {"request": {**request, "seed": job.settled.seed}, "media": media}
-    return json.dumps(table, ensure_ascii=False, indent=1).encode()
+    return json.dumps(strict(table), ensure_ascii=False, indent=1, allow_nan=False).encode()
 
 
 def named(identifier: str, name: str | None) -> str:

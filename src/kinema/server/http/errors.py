@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Match
 import kinema
 from kinema.schema import BadRequest
 from kinema.server.jobs import ServiceError
+from kinema.spelling import named
 from kinema.values import cut, quoted
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def refused(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, BadRequest):
-        named = _NAMED.match(str(error))
-        return FieldError(str(error), named[1] if named else None)
+        message = named(str(error))
+        field = _NAMED.match(message)
+        return FieldError(message, field[1] if field else None)
     if isinstance(error, HTTPException):
         phrase = HTTPStatus(error.status_code).phrase.lower()
         message = "there is nothing at this address" if error.status_code == 404 else phrase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import re
@@ -61,6 +62,8 @@ async def read_json(request: Request, *, empty: bool = False) -> dict[str, Any]:
         data += chunk
     if not data and empty:
         return {}
+    if data.startswith(codecs.BOM_UTF8):
+        raise FieldError("the body begins with a byte order mark; expected JSON alone", code="invalid_json")
     try:
         value = from_json(data.decode(), "the body")
     except UnicodeDecodeError as error:

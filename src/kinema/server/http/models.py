@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -12,6 +14,9 @@ from kinema.server.http.service import Here, Service, known_query
 from kinema.server.http.videos import Bare
 from kinema.server.jobs import ServiceError
 from kinema.values import quoted
+
+SHARED = ("extra", "sizes")
+"""Tables of a model's defaults that most presets of a family have in common."""
 
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(known_query)])
 
@@ -28,7 +33,26 @@ async def _rows(service: Service) -> list[dict[str, Any]]:
 @router.get("", response_model=schemas.ModelList)
 async def listed(service: Here) -> dict[str, Any]:
     """Models, add-ons and LoRAs, with their sizes, licences and downloads."""
-    return {"object": "list", "data": await _rows(service), "downloads": not service.settings.offline}
+    rows, tables = shared(await _rows(service))
+    return {"object": "list", "data": rows, "shared": tables, "downloads": not service.settings.offline}
+
+
+def shared(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    """The rows with a name in place of each table in `SHARED`, and the tables by name, each once."""
+    names: dict[str, str] = {}
+    tables: dict[str, Any] = {}
+
+    def name_of(kind: str, table: Any) -> str:
+        name = names.setdefault(kind + json.dumps(table), f"{kind}-{len(names) + 1}")
+        tables[name] = table
+        return name
+
+    found = []
+    for row in rows:
+        own = row.get("defaults") or {}
+        named = {kind: name_of(kind, own[kind]) for kind in SHARED if own.get(kind) is not None}
+        found.append({**row, "defaults": {**own, **named}} if named else row)
+    return found, tables
 
 
 @router.post("/{model_id:path}/download", response_model=schemas.Model, dependencies=Bare)

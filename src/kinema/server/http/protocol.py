@@ -16,12 +16,28 @@ from kinema.server.http.security import HEADERS, Stalled
 HEAD_SECONDS = 15.0
 """Seconds within which the headers of a request must arrive, and an open connection must send one."""
 HEAD_BYTES = 2**15
+MAX_CONNECTIONS = 512
+"""Connections that may be open; a new one takes the place of the one that has been idle longest. Requests that are
+being answered are limited by `kinema.server.http.security`.
+"""
+
+
+def most_connections() -> int:
+    """The limit here: at least half of the files that this process may open are for others than connections."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_CONNECTIONS
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, files // 2)
 
 
 class Connection(H11Protocol):
-    """A connection that is closed if a request's headers do not arrive in time."""
+    """A connection that is closed if a request's headers do not arrive in time, or if too many others are open."""
 
     _timer: asyncio.TimerHandle | None = None
+    _heard = 0.0
+    """When data arrived last, by the clock of the loop."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -41,16 +57,30 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._heard = self.loop.time()
+        self._make_room()
         self._timer = self.loop.call_later(HEAD_SECONDS, self._waited)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)
 
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _make_room(self) -> None:
+        """Close the connection that has been idle longest, if this one is one too many."""
+        is_open = [each for each in self.connections if not each.transport.is_closing()]
+        idle = [each for each in is_open if isinstance(each, Connection) and each is not self and each._idle]
+        if len(is_open) > most_connections() and idle:
+            min(idle, key=lambda each: each._heard).transport.close()
+
     def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
         super().data_received(data)
-        between = self.cycle is None or self.cycle.response_complete
-        if not between:
+        if not self._idle:
             self._stop()
         elif self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(HEAD_SECONDS, self._waited)

@@ -88,6 +88,7 @@ class Plan(Open):
     notes: list[str]
     seconds: float | None = Field(description="expected duration of the job, from earlier jobs")
     measured: str
+    devices: list[str] = Field(description="devices that can run it, where others of the service cannot")
     forecast: dict[str, Any]
 
 
@@ -149,6 +150,10 @@ class Model(Open):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+    shared: dict[str, Any] = Field(
+        description="the tables `extra` (options of the family, with their help) and `sizes` (named sizes) of "
+        "`defaults`, which names them here: models have them in common"
+    )
     downloads: bool = Field(description="whether clients may start downloads")
 
 

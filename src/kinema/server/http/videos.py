@@ -51,7 +51,6 @@ def video_object(service: Service, job: Job, places: Mapping[str, int] | None = 
     if places is None:
         places = queue_places(service)
     error = {"code": job.error_code or "failed", "message": job.error_message or ""} if job.error_code else None
-    whole = asdict(settled) | {"stages": [each.get("stage") for each in settled.forecast.get("stages", ())]}
     seen = {
         "id": job.id,
         "object": "video",
@@ -77,10 +76,7 @@ def video_object(service: Service, job: Job, places: Mapping[str, int] | None = 
         "attempts": job.attempts,
         "device": job.device,
         "notes": list(settled.notes),
-        "settled": {
-            name: whole[name]
-            for name in ("frames", "fps", "height", "width", "clips", "steps", "seed", "task", "stages")
-        },
+        "settled": settled.clip(),
         "result": job.result,
     }
     return {**service.plain(seen), "prompt": seen["prompt"], "request": request}  # the client's own texts
