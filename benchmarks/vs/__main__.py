@@ -82,6 +82,9 @@ def main() -> int:
         print(memory_of(pair, *options.memory_of.split(",")))
         return 0
     jobs = [job for job in pair.measured if job[0] in options.only and job[1] in ("", *options.dtype)]
+    if not jobs:
+        print(f"{pair.name} has none of these measurements with --width {options.width}", file=sys.stderr)
+        return 2
     report = Report(title(pair, options), about(pair, options), stem(pair, options), settings(options), options)
     progress = Progress(options.out / f"{stem(pair, options)}.partial.json", report.settings)
     clock, rows = Clock(len(jobs) * options.runs), []
