@@ -23,7 +23,7 @@ SERVER = Option(
     metavar="URL",
 )
 LOCAL = (
-    *("variant", "add", "device", "dtype", "threads", "offline", "memory", "offload", "chunk_tokens", "compile"),
+    *("variant", "device", "dtype", "threads", "offline", "memory", "offload", "chunk_tokens", "compile"),
     *("record_paths", "lora_folder", "embeddings", "measure"),
 )
 """Options that belong to the machine that runs the model: with a service, to the one that started it."""
@@ -35,9 +35,10 @@ def connect(given: Mapping[str, Any], options: Sequence[Option]) -> Service:
     """The service of ``--server``. Raises BadRequest for options that cannot apply to it."""
     if local := [o.flag for o in options if o.name in LOCAL and o.name in given]:
         raise BadRequest(f"{local[0]} applies to this machine; leave it out with --server, which runs on another")
+    from kinema.cli.verbs import additions
     from kinema.client.service import connect as to
 
-    return to(given[SERVER.name], model=given.get("model"))
+    return to(given[SERVER.name], model=given.get("model"), add=additions(given.get("add", ())))
 
 
 def with_loras(request: Request, weights: Mapping[Any, float]) -> Request:

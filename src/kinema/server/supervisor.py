@@ -65,7 +65,11 @@ class Supervisor:
         self.store = await asyncio.to_thread(Store, self.folder)
         own, empty = replace(self.settings, folder=self.folder), self.folder / "empty"
         self.names = Names(
-            lambda name: self.catalogue.model(name).to_source(), self.catalogue.lora, self._file, self._lora_folder()
+            lambda name: self.catalogue.model(name).to_source(),
+            self.catalogue.lora,
+            self._file,
+            lambda name: self.catalogue.add_on(name).to_source(),
+            self._lora_folder(),
         )
         self.dispatcher = Dispatcher(own, self.store, self.names, self.hub)
         try:
@@ -121,7 +125,7 @@ class Supervisor:
         await self.catalogue.refresh()
         message = {"do": "plan", **self.names.resolve(order).message(), "limits": most, "memory": memory}
         answer = await self.planning.ask(message, limits.plan_seconds)
-        seconds, measured = estimates.estimate(self.store, order.model, answer["forecast"])
+        seconds, measured = estimates.estimate(self.store, order.opened, answer["forecast"])
         return Settled(**answer, seconds=seconds, measured=measured), order
 
     async def submit(self, order: Order) -> Job:

@@ -56,6 +56,7 @@ def video_object(service: Service, job: Job, places: Mapping[str, int] | None = 
         "id": job.id,
         "object": "video",
         "model": job.order.model,
+        "add": dict(job.order.add),
         "status": job.status,
         "progress": max(0, min(100, job.progress)),
         "created_at": int(job.created_at),
