@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from acting import clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
+from timeline_acting import decoded  # noqa: E402
 
 WATCH = """() => {
     window.seen = {progress: [], phases: [], pixels: new Set()};
@@ -220,6 +222,48 @@ def test_a_clip_is_trimmed_by_keyboard_and_the_part_is_used(server, opened, ball
         page.locator("[data-field=steps] input").fill("4")
     sent_request = json.loads(sent.value.post_data)["request"]
     assert (sent_request["start"], sent_request["end"]) == ("4f", "15f")
+
+
+def test_every_clip_of_a_batch_is_shown_saved_and_used(server, opened, ball, tmp_path):
+    page = opened()
+    finished(page)
+    describe(page, "a green star spins", steps=2, seed=3)
+    page.locator(".more > summary").click()
+    page.get_by_label("Filter options").fill("clips")
+    page.locator("[data-field=clips] input").fill("3")
+    video = start(page)
+    page.get_by_role("button", name="Clip 3 of 3").wait_for()
+    third = decoded(clip_of(server, video, "video&clip=2"), tmp_path).astype(int)
+    assert np.abs(third - decoded(clip_of(server, video), tmp_path).astype(int)).max() > 20
+    for image in page.locator(".batch img").all():
+        image.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.batch img')].every((each) => each.naturalWidth === 64)"
+    )
+    page.get_by_role("button", name="Clip 3 of 3").press("Enter")
+    page.wait_for_function("() => document.querySelector('.player video').src.endsWith('clip=2')")
+    finished(page)
+    page.get_by_text("Download", exact=True).click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="MP4 video, with its recipe").click()
+    assert saved.value.suggested_filename == "a-green-star-spins-3.mp4"
+    assert Path(saved.value.path()).read_bytes() == clip_of(server, video, "video&clip=2")
+    page.get_by_label("Use this clip for").select_option("edit")
+    page.locator("[data-field=video] .file-name", has_text="a green star spins, clip 3").wait_for()
+    asset = page.evaluate("async () => (await import('/studio/store.js')).remembered('values').video.id")
+    with urllib.request.urlopen(f"{server.url}/v1/assets/{asset}/content", timeout=60) as answer:
+        assert answer.read() == clip_of(server, video, "video&clip=2")
+    page.goto(f"{server.url}/#gallery")
+    page.wait_for_selector(f"[data-card={video}] .card-count:has-text('3 clips')")
+    page.locator(f"[data-card={video}] .card-open").click()
+    page.get_by_role("button", name="Clip 2 of 3").click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.locator(f"[data-card={video}]").hover()
+    page.get_by_role("button", name="Compare a green star spins").first.click()
+    page.wait_for_selector(".compare-names:has-text('clip 2')")
+    sources = page.locator(".compare video").evaluate_all("all => all.map((each) => each.src.split('variant=')[1])")
+    assert sources == ["video&clip=1", "video"]
+    page.keyboard.press("Escape")
 
 
 def test_a_region_is_drawn_and_sent(opened, ball):

@@ -19,7 +19,7 @@ VALUES = {
         "prompt_spans": [{"frames": "8-15", "text": "a blue box"}],
         "sampler_options": [{"key": "gamma", "value": "0.3"}],
         "lora": [{"name": "a/b", "weight": 0.5}], "extra": [{"key": "fps_id", "value": "6"}], "motion": 90,
-        "colours": "seam",
+        "colours": "seam", "add": [{"slot": "style", "name": "night"}],
     },
     "animate": {
         "model": "zoetrope", "image": {"id": "asset-1", "name": "asset-1"}, "size": {"name": "768px:16:9"},
@@ -54,7 +54,8 @@ def test_a_form_becomes_an_order_and_an_order_the_same_form(opened, verb):
         }""",
         [verb, VALUES[verb]],
     )
-    assert order == {"model": "zoetrope", "request": REQUESTS[verb]}
+    add = {"add": {"style": "night"}} if verb == "generate" else {}
+    assert order == {"model": "zoetrope", **add, "request": REQUESTS[verb]}
     assert back == {"verb": verb, "values": VALUES[verb]}
 
 

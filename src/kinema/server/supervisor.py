@@ -245,10 +245,12 @@ class Supervisor:
         """See `Engine.uploads_folder`."""
         return self.folder / "uploads"
 
-    def content(self, video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "frames", "recipe"]) -> Path:
+    def content(
+        self, video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "frames", "recipe"], clip: int = 0
+    ) -> Path:
         """See `Engine.content`."""
         job = self.store.get(video_id)
-        path = clip_files.file_of(self.folder / "jobs" / video_id, video_id, variant)
+        path = clip_files.file_of(self.folder / "jobs" / video_id, video_id, variant, clip)
         if job.result is None or not path.is_file():
             raise ServiceError(404, "no_content", f"{video_id} has no {variant} (its status is {job.status})")
         return path

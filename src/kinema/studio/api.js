@@ -123,5 +123,7 @@ export async function download(path, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-export const contentPath = (id, variant = "video") => `/v1/videos/${id}/content?variant=${variant}`;
+/** A file of a job; ``clip`` is one of a batch. */
+export const contentPath = (id, variant = "video", clip = 0) =>
+  `/v1/videos/${id}/content?variant=${variant}${clip ? `&clip=${clip}` : ""}`;
 export const assetPath = (id) => `/v1/assets/${id}/content`;

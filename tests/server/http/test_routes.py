@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from over import PNG, Http, lines, run
+from over import PNG, Http, lines, message, run
 
 from kinema.server.http import events
 from kinema.server.jobs import Progress
@@ -224,6 +224,29 @@ async def test_content_has_its_type_a_name_of_the_servers_and_a_validator(tmp_pa
         kinds = {"thumbnail": "image/webp", "spritesheet": "image/jpeg", "recipe": "application/json"}
         for variant, kind in kinds.items():
             assert (await http.get(f"{where}?variant={variant}")).headers["content-type"] == kind
+
+
+@run
+async def test_each_clip_of_a_batch_has_its_content(tmp_path):
+    async with Http(tmp_path) as http:
+        video_id = (await http.finished(clips=3))["id"]
+        where = f"/v1/videos/{video_id}/content"
+        first, second = [await http.get(f"{where}?clip={clip}") for clip in (0, 1)]
+        assert second.content == first.content + b"\1"
+        assert second.headers["content-disposition"] == f'attachment; filename="{video_id}-1.mp4"'
+        name = (await http.get(f"{where}?variant=thumbnail&clip=2")).headers["content-disposition"]
+        assert name == f'attachment; filename="{video_id}-2-thumbnail.webp"'
+        for query, status, words in (
+            ("clip=3", 404, f"clip is 3; {video_id} has the clips 0 to 2"),
+            ("clip=-1", 400, "clip is"),
+            ("clip=1&variant=frames", 400, "the variant frames has all clips of a batch; leave clip out"),
+            ("clip=1&variant=zip", 400, "the variant zip has all clips of a batch; leave clip out"),
+        ):
+            answer = await http.get(f"{where}?{query}")
+            assert (answer.status_code, words in message(answer)) == (status, True), answer.text
+        single = (await http.finished())["id"]
+        answer = await http.get(f"/v1/videos/{single}/content?clip=1")
+        assert message(answer) == f"clip is 1; only clip 0 of {single} exists"
 
 
 @pytest.mark.parametrize(

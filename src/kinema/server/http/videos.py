@@ -38,6 +38,8 @@ VARIANTS: dict[str, tuple[str, str]] = {
     **{name: (kind, f".{name}") for name, kind in FORMATS.items()},
 }
 """Media type and suffix of each file of a clip."""
+WHOLE = frozenset({"frames", "recipe", "zip"})
+"""Variants that hold all clips of a batch."""
 DELETE_ATTEMPTS = 8
 FIRST_POLL, SLOWEST_POLL = 0.25, 5.0
 KEEP = Query(description="keep the partial clip of a video that is being generated")
@@ -199,20 +201,28 @@ async def content(
     request: Request,
     service: Here,
     variant: Annotated[Variant, Query(description="frames: lossless, as a NumPy archive; zip: as png files")] = "video",
+    clip: Annotated[int, Query(ge=0, description="clip of a batch; frames, zip and recipe are of all clips")] = 0,
 ) -> Response:
     """A file of a finished video. Single ranges are supported."""
-    path = await _file(service, video_id, variant)
+    path = await _file(service, video_id, variant, clip)
     kind, suffix = VARIANTS[variant]
-    name = f"{video_id}{suffix}" if variant in ("video", "frames", *FORMATS) else f"{video_id}-{variant}{suffix}"
+    stem = f"{video_id}-{clip}" if clip else video_id
+    name = f"{stem}{suffix}" if variant in ("video", "frames", *FORMATS) else f"{stem}-{variant}{suffix}"
     return await opened(path, name, kind, request.headers)
 
 
-async def _file(service: Service, video_id: str, variant: Any) -> Path:
+async def _file(service: Service, video_id: str, variant: Any, clip: int) -> Path:
+    job = service.engine.get(video_id)
+    if clip >= (count := job.settled.clips):
+        clips = f"only clip 0 of {video_id} exists" if count == 1 else f"{video_id} has the clips 0 to {count - 1}"
+        raise FieldError(f"clip is {clip}; {clips}", "clip", status=404, code="not_found")
+    if clip and variant in WHOLE:
+        raise FieldError(f"the variant {variant} has all clips of a batch; leave clip out", "clip")
     if variant not in FORMATS:
-        return service.engine.content(video_id, variant)
+        return service.engine.content(video_id, variant, clip)
     frames, recipe = (service.engine.content(video_id, each) for each in ("frames", "recipe"))
-    fps = (service.engine.get(video_id).result or {}).get("fps", service.engine.get(video_id).settled.fps)
-    return await service.conversions.path(frames, recipe, fps, variant)
+    fps = (job.result or {}).get("fps", job.settled.fps)
+    return await service.conversions.path(frames, recipe, fps, variant, clip)
 
 
 router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
