@@ -66,6 +66,21 @@ def clear(server) -> None:
             ask(server, f"/v1/videos/{each['id']}", "DELETE")
 
 
+def many(page, server, video: str, count: int) -> None:
+    """Let the page see ``count`` finished videos, all like this one."""
+    model, thumbnail = ask(server, f"/v1/videos/{video}"), clip_of(server, video, "thumbnail")
+    rows = [{**model, "id": f"video_{n:024d}", "prompt": f"clip {n}", "created_at": 10_000 - n} for n in range(count)]
+
+    def listed(route):
+        after = route.request.url.partition("after=")[2].partition("&")[0]
+        start = int(after[6:]) + 1 if after else 0
+        data = rows[start : start + 100]
+        route.fulfill(json={"object": "list", "data": data, "last_id": data[-1]["id"], "has_more": start + 100 < count})
+
+    page.route("**/v1/videos?*", listed)
+    page.route("**/content?variant=thumbnail", lambda route: route.fulfill(body=thumbnail, content_type="image/webp"))
+
+
 def clip_of(server, video: str, variant: str = "video") -> bytes:
     with urllib.request.urlopen(f"{server.url}/v1/videos/{video}/content?variant={variant}", timeout=120) as answer:
         return answer.read()

@@ -33,8 +33,8 @@ MEASURED = ("seconds", "seconds_a_step", "network_calls", "peak_bytes")
 
 
 def connect(given: Mapping[str, Any], options: Sequence[Option], add: Mapping[str, str | Path]) -> Service:
-    """The service of ``--server``; ``add`` has names of add-ons by slot. Raises BadRequest for options that cannot apply
-    to it.
+    """The service of ``--server``; ``add`` has names of add-ons by slot. Raises BadRequest for options that cannot
+    apply to it.
     """
     if local := [o.flag for o in options if o.name in LOCAL and o.name in given]:
         raise BadRequest(f"{local[0]} applies to this machine; leave it out with --server, which runs on another")
