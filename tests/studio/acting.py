@@ -12,6 +12,14 @@ from PIL import Image
 AXE = Path(__file__).with_name("axe.min.js")
 
 
+class Faults(list):
+    """Errors that a page reports: exceptions, violations of the policy, and requests that were not expected to fail."""
+
+    def hear(self, page) -> None:
+        page.on("pageerror", lambda error: self.append(str(error)))
+        page.on("console", lambda message: self.append(message.text) if message.type == "error" else None)
+
+
 def describe(page, prompt: str, **values: object) -> None:
     """Fill in the form of Make."""
     page.get_by_label("Prompt", exact=True).fill(prompt)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import ask, clip_of, faults_of, frames_of, many  # noqa: E402
+from acting import Faults, ask, clip_of, faults_of, frames_of, many  # noqa: E402
 from timeline_acting import made  # noqa: E402
 
 HOSTILE = '<b onmouseover="document.title=1">bold</b><script>document.title=2</script>'
@@ -210,7 +210,8 @@ SCROLL = """async () => {
 
 def test_five_hundred_clips_are_listed_with_few_cards_and_scroll(server, chromium, clips):
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
+    page, faults = context.new_page(), Faults()
+    faults.hear(page)
     many(page, server, clips["hostile"], 500)
     page.goto(f"{server.url}/#gallery")
     page.get_by_text("500 clips").wait_for()
@@ -223,3 +224,4 @@ def test_five_hundred_clips_are_listed_with_few_cards_and_scroll(server, chromiu
     page.keyboard.press("ArrowDown")
     assert page.evaluate("() => document.activeElement.closest('.card').getAttribute('aria-posinset')") == "6"
     context.close()
+    assert not faults

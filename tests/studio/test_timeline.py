@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import ask, clip_of, drop, faults_of, frames_of, png  # noqa: E402
+from acting import Faults, ask, clip_of, drop, faults_of, frames_of, png  # noqa: E402
 from timeline_acting import brush, decoded, generated, made, masks_of, option, show_frame  # noqa: E402
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -47,7 +47,8 @@ def painted(server, chromium, ball, tmp_path_factory):
     pytest.importorskip("cv2")
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)
-    page = context.new_page()
+    page, faults = context.new_page(), Faults()
+    faults.hear(page)
     page.goto(f"{server.url}/#timeline")
     page.wait_for_selector(".stage-canvas")
     with_clip(page, ball)
@@ -69,6 +70,7 @@ def painted(server, chromium, ball, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / saved.value.suggested_filename
     saved.value.save_as(path)
     context.close()
+    assert not faults
     return video, path
 
 

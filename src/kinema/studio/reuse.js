@@ -10,6 +10,7 @@ export async function settingsIn(definitions, value) {
   if (value?.kind !== "video" || !value.id.startsWith("asset-")) return null;
   try {
     const response = await open(`/v1/assets/${value.id}/recipe`);
+    if (response.status === 204) return null;
     const rows = await models();
     const own = (name) => defaultsOf(rows.find((row) => row.id === name)).add_ons ?? {};
     return valuesOfRecipe(definitions, parseRecipe(await response.text()), own);

@@ -1,6 +1,6 @@
 // The view Timeline: one document, its frames large, tracks below, settings at the side; see document.js.
 
-import { call } from "./api.js";
+import { call, planOf } from "./api.js";
 import { definitions, defaultsOf, models } from "./catalogue.js";
 import { openDocument, sweep } from "./document.js";
 import { fill, h, icon, iconButton } from "./dom.js";
@@ -267,7 +267,7 @@ function timeline(doc, defined, rows, signal) {
     job.say(missing);
     if (missing && missing !== NO_PROMPT) return;
     try {
-      const found = await call("POST", "/v1/videos/plan", {
+      const found = await planOf({
         document: await doc.forService(defined, missing ? { prompt: "clip" } : {}),
       });
       if (mine !== queued || signal.aborted) return;

@@ -298,6 +298,18 @@ async def test_a_clip_that_is_not_there_yet_is_not_found(tmp_path):
 
 
 @run
+async def test_a_plan_answers_a_refused_body_as_an_error_or_if_asked_by_200(tmp_path):
+    async with Http(tmp_path) as http:
+        for body in ({"prompt": "x", "frames": 5000}, {"prompt": "x", "nope": 1}, {"prompt": "x", "model": "other"}):
+            plain = await http.post("/v1/videos/plan", json=body)
+            asked = await http.post("/v1/videos/plan?refusals=true", json=body)
+            assert (plain.status_code, asked.status_code) == (400, 200)
+            assert asked.json() == plain.json()
+        assert (await http.post("/v1/videos/plan?refusals=true", json={"prompt": "x"})).json()["frames"] == 16
+        assert (await http.post("/v1/videos?refusals=true", json={"prompt": "x"})).status_code == 400
+
+
+@run
 async def test_assets_are_uploaded_listed_read_and_removed(tmp_path):
     async with Http(tmp_path) as http:
         asset = (await http.post("/v1/assets", files={"file": ("a.png", PNG)})).json()
@@ -306,7 +318,7 @@ async def test_assets_are_uploaded_listed_read_and_removed(tmp_path):
         assert (await http.get(f"/v1/assets/{asset['id']}")).json() == asset
         content = await http.get(f"/v1/assets/{asset['id']}/content")
         assert (content.content, content.headers["content-type"]) == (PNG, "image/png")
-        assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).status_code == 404
+        assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).status_code == 204
         http.engine.asset(asset["id"])[1].with_name("recipe.json").write_text("{}")
         assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).json() == {}
         assert (await http.client.delete(f"/v1/assets/{asset['id']}")).json()["deleted"]

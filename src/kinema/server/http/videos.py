@@ -16,11 +16,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from kinema.document import SUFFIX
+from kinema.schema import BadRequest
 from kinema.server.conversions import FORMATS
 from kinema.server.http import documents, schemas
 from kinema.server.http.bodies import CREATE, EDIT, EXTEND, Route
 from kinema.server.http.contents import opened
-from kinema.server.http.errors import FieldError
+from kinema.server.http.errors import FieldError, answer, refused
 from kinema.server.http.forms import read_json
 from kinema.server.http.openapi import EDIT_BODY, EXTEND_BODY, MOVE_BODY, REMIX_BODY, VIDEO_BODY, binary
 from kinema.server.http.security import content_type
@@ -119,14 +120,26 @@ async def create(request: Request, service: Here) -> JSONResponse:
 
 
 @router.post("/plan", response_model=schemas.Plan, openapi_extra=VIDEO_BODY)
-async def plan(request: Request, service: Here) -> dict[str, Any]:
+async def plan(
+    request: Request,
+    service: Here,
+    refusals: Annotated[bool, Query(description="answer a refused body, such as one that is typed, by 200")] = False,
+) -> Response:
     """What a body of /v1/videos would give, and why, without running it. Files of the body are not kept."""
-    async with service.bodies.received(request) as body:
-        try:
-            settled = await service.engine.plan(await service.bodies.order(body.values))
-        finally:
-            await service.bodies.forget(body)
-    return {"object": "video.plan", **service.plain(asdict(settled))}
+    try:
+        async with service.bodies.received(request) as body:
+            try:
+                settled = await service.engine.plan(await service.bodies.order(body.values))
+            finally:
+                await service.bodies.forget(body)
+    except (BadRequest, ServiceError) as error:
+        found = refused(error)
+        if not refusals or found.status != 400:
+            raise
+        told = answer(found, service.public)
+        told.status_code = 200
+        return told
+    return JSONResponse({"object": "video.plan", **service.plain(asdict(settled))})
 
 
 @router.post("/edits", response_model=schemas.Video, openapi_extra=EDIT_BODY)
