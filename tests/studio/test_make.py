@@ -76,6 +76,28 @@ def test_progress_moves_forward_through_the_phases(ball):
     assert "Sample" in phases
 
 
+def test_progress_goes_through_the_base_and_super_resolution(server, opened, ball):
+    page = opened()
+    finished(page)
+    describe(page, "a red ball rolls right", model="lumiere-pocket", steps=3)
+    page.evaluate(WATCH)
+    page.evaluate(
+        """() => new MutationObserver(() => {
+            (window.words ??= new Set()).add(document.querySelector('.phase')?.textContent);
+        }).observe(document.querySelector('.screen'), {subtree: true, childList: true, characterData: true})"""
+    )
+    video = start(page)
+    finished(page)
+    seen, words = page.evaluate("() => [window.seen, [...window.words]]")
+    assert seen["progress"] == sorted(seen["progress"])
+    phases = [each for each in dict.fromkeys(seen["phases"]) if each.startswith("Sample")]
+    assert phases == ["Sample base", "Sample super-resolution"]
+    assert "Sampling (base), step 2 of 3" in words
+    assert any(each.startswith("Sampling (super-resolution), step ") for each in words if each)
+    recipe = json.loads(clip_of(server, video, "recipe"))
+    assert [each["stage"] for each in recipe["stages"]] == ["base", "super-resolution"]
+
+
 def test_previews_are_seen_and_change(ball):
     assert ball[2]["pixels"] > 3
 

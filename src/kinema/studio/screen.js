@@ -298,7 +298,8 @@ function stageList(settled) {
     at(phase, stage) {
       const name = phase === "sample" ? `sample ${stages.includes(stage) ? stage : stages[0]}` : phase;
       const now = order.indexOf(name);
-      if (now < reached && phase !== "sample") return; // a later stage loads and decodes again
+      if (phase === "decode" && stage !== stages.at(-1)) return; // a later stage samples after it
+      if (now < reached) return; // a later stage loads and reads again
       reached = Math.max(reached, now);
       items.forEach((each, at) => {
         each.classList.toggle("done", at < reached);
