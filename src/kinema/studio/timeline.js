@@ -232,6 +232,7 @@ function timeline(doc, defined, rows, signal) {
   // ------------------------------------------------------------------------------- changes
 
   function changed(what) {
+    if (what === "all") plan = null; // another verb or clip has another rate and size
     const before = plan;
     if (what === "all") side.draw();
     if (selected && !(selected in (doc.request.prompt_spans ?? {}))) selected = null;
