@@ -136,9 +136,9 @@ async def plan(
         found = refused(error)
         if not refusals or found.status != 400:
             raise
-        told = answer(found, service.public)
-        told.status_code = 200
-        return told
+        plain = answer(found, service.public)
+        plain.status_code = 200
+        return plain
     return JSONResponse({"object": "video.plan", **service.plain(asdict(settled))})
 
 
