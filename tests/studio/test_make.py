@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import Faults, clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
+from acting import Faults, ask, clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
 from timeline_acting import decoded  # noqa: E402
 
 WATCH = """() => {
@@ -96,6 +96,8 @@ def test_progress_goes_through_the_base_and_super_resolution(server, opened, bal
     assert any(each.startswith("Sampling (super-resolution), step ") for each in words if each)
     recipe = json.loads(clip_of(server, video, "recipe"))
     assert [each["stage"] for each in recipe["stages"]] == ["base", "super-resolution"]
+    page.goto("about:blank")
+    ask(server, f"/v1/videos/{video}", "DELETE")
 
 
 def test_previews_are_seen_and_change(ball):
@@ -285,7 +287,8 @@ def test_every_clip_of_a_batch_is_shown_saved_and_used(server, opened, ball, tmp
     page.wait_for_selector(".compare-names:has-text('clip 2')")
     sources = page.locator(".compare video").evaluate_all("all => all.map((each) => each.src.split('variant=')[1])")
     assert sources == ["video&clip=1", "video"]
-    page.keyboard.press("Escape")
+    page.goto("about:blank")
+    ask(server, f"/v1/videos/{video}", "DELETE")
 
 
 def test_a_region_is_drawn_and_sent(opened, ball):
