@@ -1,4 +1,4 @@
-"""The studio's page in Chromium: first paint, weight, and memory over 200 previews.
+"""The studio's page in Chromium: first paint, weight, memory over 200 previews, and scrolling through 500 clips.
 
     python -m benchmarks.studio
 
@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "studio"))
 
@@ -28,6 +29,29 @@ SHOW = """async ([count, data]) => {
     document.body.append(window.canvas.element);
     for (let index = 0; index < count; index += 1) await window.canvas.show({data, frames: 16});
 }"""
+
+
+CLIPS = 500
+SCROLL = """async (step) => {
+    const tasks = [];
+    const watch = new PerformanceObserver((list) => list.getEntries().forEach((each) => tasks.push(each.duration)));
+    watch.observe({type: 'longtask', buffered: false});
+    const frames = [];
+    const frame = () => new Promise(requestAnimationFrame);
+    await frame();
+    let last = await frame();
+    const end = document.documentElement.scrollHeight - innerHeight;
+    for (let y = 0; y < end + step; y += step) {
+        scrollTo(0, Math.min(y, end));
+        const now = await frame();
+        frames.push(now - last);
+        last = now;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    watch.disconnect();
+    return {frames: frames.sort((a, b) => a - b), tasks};
+}"""
+"""Scrolls from the first to the last clip, and measures every frame and each task of more than 50 ms."""
 
 
 def main() -> None:
@@ -59,7 +83,29 @@ def main() -> None:
             heaps.append(session.send("Runtime.getHeapUsage")["usedSize"] / 2**20)
         shown = ", ".join(f"{heap:.2f}" for heap in heaps)
         print(f"heap after 20, {20 + PREVIEWS // 2} and {20 + PREVIEWS} previews: {shown} MiB")
+        page.context.close()
+        scrolling(browser, server)
         browser.close()
+
+
+def scrolling(browser: Any, server: Any) -> None:
+    """Print the longest frames while `CLIPS` clips of the gallery go by, slowly and fast."""
+    from acting import many
+    from timeline_acting import made
+
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    many(page, server, made(server, "a red ball", model="zoetrope/tiny", steps=1), CLIPS)
+    page.goto(f"{server.url}/#gallery")
+    page.get_by_text(f"{CLIPS} clips").wait_for()
+    for step in (60, 240, 900):
+        page.evaluate("() => scrollTo(0, 0)")
+        page.wait_for_timeout(500)
+        found = page.evaluate(SCROLL, step)
+        frames, tasks = found["frames"], [f"{each:.0f}" for each in found["tasks"]]
+        print(
+            f"{CLIPS} clips, {step} px a frame: {len(frames)} frames, median {frames[len(frames) // 2]:.0f} ms, "
+            f"longest {', '.join(f'{each:.0f}' for each in frames[-3:])} ms; long tasks: {', '.join(tasks) or 'none'}"
+        )
 
 
 def strip() -> str:

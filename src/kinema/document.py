@@ -6,6 +6,7 @@ Python, the command line (``--document``) and the service take the same document
       "kinema_document": 1,
       "model": "zoetrope",
       "loras": {"style": 0.8},
+      "add": {"motion": "animatediff-pocket-motion"},
       "request": {"task": "inpaint", "prompt": "a green star spins", "seed": 7,
                   "video": "media:clip", "masks": {"0": "media:mask"}},
       "media": {
@@ -30,7 +31,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ MAX_EDITOR = 2**16
 _MEDIA = "media:"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_KEYS = ("kinema_document", "model", "loras", "request", "media", "editor")
+_KEYS = ("kinema_document", "model", "loras", "add", "request", "media", "editor")
 _OPENED = ("image_model", "super_resolution")
 """Fields of a request that name a model."""
 _REFUSED = ("lora_folder", "loras")
@@ -96,7 +97,8 @@ class Medium:
 
 @dataclass(frozen=True)
 class Document:
-    """A request and its media. ``request`` is in JSON form, with files as ``media:NAME``.
+    """A request and its media. ``request`` is in JSON form, with files as ``media:NAME``. ``add`` has names of add-ons
+    by slot of the model.
 
     ``folder`` is where the document was read from; None if it was not read from a file.
     """
@@ -107,6 +109,7 @@ class Document:
     loras: Mapping[str, float] = field(default_factory=dict)
     editor: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    add: Mapping[str, str] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------ reading
 
@@ -144,7 +147,7 @@ class Document:
                 raise BadRequest(
                     f"{where} has {quoted(key)}, which is not a part of a document: {', '.join(_KEYS[1:])}"
                 )
-        for key in ("request", "media", "loras", "editor"):
+        for key in ("request", "media", "loras", "add", "editor"):
             if not isinstance(table.get(key, {}), Mapping):
                 raise BadRequest(f"{where}: {key} is {quoted(table[key])}; expected a table")
         model, loras = table.get("model"), table.get("loras", {})
@@ -155,17 +158,27 @@ class Document:
                 raise BadRequest(
                     f"{where}: the weight of the LoRA {quoted(name)} is {quoted(weight)}; expected a number"
                 )
+        for slot, name in table.get("add", {}).items():
+            if not isinstance(name, str) or not name.strip():
+                raise BadRequest(f"{where}: the add-on {quoted(slot)} is {quoted(name)}; expected a name")
         if len(json.dumps(table.get("editor", {}))) > MAX_EDITOR:
             raise BadRequest(f"{where}: editor has more than {MAX_EDITOR:,} characters")
         media = _media(table.get("media", {}), where)
-        document = Document(table.get("request", {}), media, model, loras, table.get("editor", {}), folder)
+        editor, add = table.get("editor", {}), table.get("add", {})
+        document = Document(table.get("request", {}), media, model, loras, editor, folder, add)
         document.with_files({name: name for name in (*media, *elsewhere)})  # invalid requests are refused now
         return document
 
     # ------------------------------------------------------------------------------ writing
 
     @staticmethod
-    def of(request: Request, *, model: str | None = None, loras: Mapping[str, float] | None = None) -> Document:
+    def of(
+        request: Request,
+        *,
+        model: str | None = None,
+        loras: Mapping[str, float] | None = None,
+        add: Mapping[str, str] | None = None,
+    ) -> Document:
         """Build a document of a request in which files are paths; their contents are read.
 
         Files in the options of a family (``extra``) must be given as ``media:NAME`` of a document already.
@@ -179,12 +192,14 @@ class Document:
             media[name] = media.get(name) or Medium.of(file)
             names[role] = _MEDIA + name
         table = json.loads(request.with_files(names).with_(loras=None, lora_folder=None).to_json())
-        return Document(table, media, model, dict(loras if loras is not None else request.loras or {}))
+        weights = dict(loras if loras is not None else request.loras or {})
+        return Document(table, media, model, weights, add=dict(add or {}))
 
     def to_json(self) -> str:
         table: dict[str, Any] = {"kinema_document": VERSION}
         table |= {"model": self.model} if self.model else {}
         table |= {"loras": dict(self.loras)} if self.loras else {}
+        table |= {"add": dict(self.add)} if self.add else {}
         table |= {"request": dict(self.request), "media": {name: each.to_table() for name, each in self.media.items()}}
         table |= {"editor": dict(self.editor)} if self.editor else {}
         return json.dumps(table, ensure_ascii=False, indent=1)
@@ -192,7 +207,7 @@ class Document:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the document with the contents of all media. Raises `kinema.atomic.AlreadyExists` for a taken name."""
         media = {name: Medium(each.name, each.sha256, each.contents(self.folder)) for name, each in self.media.items()}
-        text = Document(self.request, media, self.model, self.loras, self.editor).to_json()
+        text = replace(self, media=media).to_json()
         with replacing(Path(path), exclusive=not overwrite) as part:
             part.write_text(text, encoding="utf-8")
         return Path(path)

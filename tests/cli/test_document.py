@@ -48,6 +48,20 @@ def test_a_document_and_its_options_give_the_same_clip(
     assert frames(third) != frames(one)
 
 
+def test_add_ons_of_a_document_are_those_of_the_clip(tmp_path: Path) -> None:
+    document = Document.of(
+        Request(prompt="a red ball", steps=1, seed=3),
+        model="animatediff-pocket",
+        add={"style": "animatediff-pocket-night"},
+    ).save(tmp_path / "night.kinema.json")
+    one, other = tmp_path / "one.webp", tmp_path / "other.webp"
+    assert Document.read(document).add == {"style": "animatediff-pocket-night"}
+    assert main(["generate", "--document", str(document), "-o", str(one)]) == 0
+    options = ["-m", "animatediff-pocket", "--add", "style=animatediff-pocket-night", "--steps", "1", "--seed", "3"]
+    assert main(["generate", "a red ball", *options, "-o", str(other)]) == 0
+    assert frames(one) == frames(other)
+
+
 def test_a_document_of_another_verb_or_with_files_of_its_own_is_refused(
     document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +70,7 @@ def test_a_document_of_another_verb_or_with_files_of_its_own_is_refused(
     for extra, message in (
         ({"model": str(tmp_path / "x.safetensors")}, "which Kinema does not list; give --model yourself"),
         ({"loras": {"/tmp/x": 1.0}}, "give its file yourself with --lora"),
+        ({"add": {"style": "/tmp/x"}}, "give its file yourself with --add style=FILE"),
     ):
         path = Document({"prompt": "x"}, **extra).save(tmp_path / "x.kinema.json", overwrite=True)  # type: ignore[arg-type]
         assert main(["generate", "--document", str(path)]) == 2

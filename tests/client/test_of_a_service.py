@@ -105,6 +105,25 @@ def test_saved_files_equal_those_of_a_local_run_byte_for_byte(server, model):
                 assert a.read_bytes() == b.read_bytes(), (a, b)
 
 
+def test_a_clip_with_an_add_on_equals_a_local_one_and_is_not_that_of_the_model_alone(server, tmp_path, capsys):
+    torch.set_num_threads(1)
+    words = ["generate", "a red ball rolls right", "-m", "animatediff-pocket", "--steps", "2", "--seed", "7"]
+    add = ["--add", "style=animatediff-pocket-night"]
+    files = {}
+    for name, more in {"plain": [], "night": add, "again": []}.items():
+        for place, to in {"here": ["--threads", "1"], "there": ["--server", server.url]}.items():
+            files[name, place] = tmp_path / f"{name}-{place}.mp4"
+            assert kinema_(capsys, *words, *more, *to, "-o", str(files[name, place]))[0] == 0
+        assert files[name, "here"].read_bytes() == files[name, "there"].read_bytes()
+    assert files["plain", "there"].read_bytes() == files["again", "there"].read_bytes()
+    assert files["plain", "there"].read_bytes() != files["night", "there"].read_bytes()
+    assert "style" in {each["slot"] for each in read_recipe(files["night", "there"])["stages"][0]["added"]}
+    code, out, _ = kinema_(capsys, "plan", *words[1:], *add, "--server", server.url)
+    assert (code, "animatediff-pocket" in out) == (0, True)
+    code, _, err = kinema_(capsys, *words, "--add", "style=animatediff-pocket-nigt", "--server", server.url)
+    assert (code, "there is no add-on 'animatediff-pocket-nigt'" in err) == (2, True)
+
+
 def test_an_extended_clip_names_its_input_and_equals_a_local_one(server, model, source):
     options = {"steps": 2, "seed": 7, "frames": 12, "keep": 4, "prompt": "a ball"}
     here = model.extend(source, **options)
@@ -254,7 +273,6 @@ def test_a_plan_of_the_service_has_the_form_of_a_local_one(server, capsys):
         ["--offload", "none"],
         ["--threads", "1"],
         ["--compile"],
-        ["--add", "motion=x"],
         ["--variant", "fp16"],
         ["--offline"],
         ["--record-paths"],

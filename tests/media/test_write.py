@@ -67,6 +67,14 @@ def test_the_same_clip_is_written_as_the_same_bytes(tmp_path: Path, clip: Clip) 
         assert one == two
 
 
+def test_an_mp4_of_moving_textures_is_the_same_each_time(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    coarse = torch.rand(1, 3, 10, 32, 17)
+    moving = Clip(torch.nn.functional.interpolate(coarse, size=(10, 250, 130), mode="trilinear") * 2 - 1)
+    files = {save_clip(moving, tmp_path / f"{number}.mp4")[0].read_bytes() for number in range(12)}
+    assert len(files) == 1
+
+
 def test_odd_sides_are_padded_and_noted_in_the_recipe(tmp_path: Path, moving: Moving, psnr: Psnr) -> None:
     odd = Clip(to_float(moving(4, 33, 47)))
     (written,) = save_clip(odd, tmp_path / "a.mp4")

@@ -95,6 +95,16 @@ def test_loras_are_included_ones_and_those_of_the_folder(catalogue, tmp_path):
             catalogue.lora(name)
 
 
+def test_add_ons_are_included_ones_and_files_of_models(catalogue, folder):
+    assert catalogue.add_on("animatediff-pocket-night").source.endswith("weights/animatediff-pocket-night.safetensors")
+    assert catalogue.add_on("animatediff-pocket").source.endswith("weights/animatediff-pocket.safetensors")
+    found = catalogue.add_on("a.safetensors")
+    assert (found.source, found.stamp) == (str(folder / "a.safetensors"), catalogue.model("a.safetensors").stamp)
+    for name in ("animatediff-pocket-zooms-in", "svd", "vdm/tiny", "../a.safetensors", str(folder / "a.safetensors")):
+        with pytest.raises(ServiceError, match="there is no add-on"):
+            catalogue.add_on(name)
+
+
 def test_rows_of_loras_and_add_ons_say_what_they_are(catalogue):
     rows = {row["id"]: row for row in catalogue.others()}
     assert (rows["soft"]["kind"], rows["soft"]["bytes"]) == ("lora", 1)

@@ -58,6 +58,15 @@ def test_a_batch_has_a_file_for_each_clip_and_the_first_is_the_video(tmp_path):
     result = clip_files.save(clip(3), tmp_path / "part", ID)
     assert result["files"] == [f"{ID}.mp4", f"{ID}-1.mp4", f"{ID}-2.mp4"]
     assert all((tmp_path / ID / name).is_file() for name in result["files"])
+    means = []
+    for number in range(3):
+        files = [clip_files.file_of(tmp_path / ID, ID, name, number) for name in ("video", "thumbnail", "spritesheet")]
+        assert files[0].name == result["files"][number]
+        clips = [read_video(files[0]).video.mean(), *(np.asarray(Image.open(each)).mean() for each in files[1:])]
+        means.append(clips)
+    assert means == sorted(means)  # each clip is brighter than the one before
+    assert all(len({each[at] for each in means}) == 3 for at in range(3))
+    assert clip_files.file_of(tmp_path / ID, ID, "frames", 2).name == "frames.npz"
 
 
 @pytest.mark.parametrize("step", ["_write_frames", "_write_images", "sync"])

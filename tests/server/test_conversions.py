@@ -32,7 +32,7 @@ def job(tmp_path):
 
 
 def message(job, suffix: str) -> dict:
-    given = {"frames": str(job / "frames.npz"), "recipe": str(job / "recipe.json"), "fps": 8.0}
+    given = {"frames": str(job / "frames.npz"), "recipe": str(job / "recipe.json"), "fps": 8.0, "clip": 0}
     return {**given, "target": str(job / f"clip.{suffix}")}
 
 
@@ -43,6 +43,14 @@ def test_a_zip_has_all_frames_without_loss(job):
         pixels = np.asarray(Image.open(io.BytesIO(archive.read("clip-1/frame-0002.png"))))
     assert (pixels == 120).all()
     assert pixels.shape == (16, 24, 3)
+
+
+def test_an_animation_of_a_batch_is_the_clip_that_is_asked_for(job):
+    frames = np.stack([np.full((5, 16, 24, 3), grey, np.uint8) for grey in (40, 200)])
+    np.savez(job / "frames.npz", frames=frames)
+    convert({**message(job, "webp"), "clip": 1})
+    assert np.asarray(Image.open(job / "clip.webp").convert("L")).mean() > 190
+    assert find_recipe(job / "clip.webp")["clip"] == 1
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])

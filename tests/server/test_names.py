@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, Order, ServiceError
-from kinema.server.names import Names, identifiers_in, new_id
+from kinema.server.names import Names, add_on_paths, identifiers_in, new_id
 
 ASSET, VIDEO = "asset-" + "a" * 24, "video_" + "b" * 24
 
@@ -30,7 +30,7 @@ def file(identifier: str) -> Path:
     return Path("/store") / identifier
 
 
-NAMES = Names(model, lora, file, Path("/loras"))
+NAMES = Names(model, lora, file, model, Path("/loras"))
 
 
 def resolve(**request):
@@ -83,6 +83,19 @@ def test_paths_in_other_fields_are_refused(value):
         assert refused.value.status == 400
     with pytest.raises(ServiceError):
         NAMES.resolve(Order(model=value, request={}))
+    with pytest.raises(ServiceError):
+        NAMES.resolve(Order(model="zoetrope", request={}, add={"style": value}))
+
+
+def test_add_ons_become_the_server_s_paths_and_are_a_part_of_what_is_opened():
+    found = NAMES.resolve(Order(model="zoetrope", request={}, add={"style": "style.safetensors"}))
+    assert found.source == {
+        "source": "/models/zoetrope", "add": {"style": {"source": "/models/style.safetensors"}},
+    }  # fmt: skip
+    assert add_on_paths(found.source) == {"style": "/models/style.safetensors"}
+    assert found.model == "zoetrope + style=style.safetensors"
+    assert found.names["/models/style.safetensors"] == "style.safetensors"
+    assert NAMES.resolve(Order(model="zoetrope", request={})).model == "zoetrope"
 
 
 def test_options_of_another_type_are_refused_with_the_package_s_sentence():

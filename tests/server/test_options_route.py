@@ -23,7 +23,7 @@ def names_of(verb: str) -> list[str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_has_every_field_that_its_requests_take_and_no_other(verb):
     own = {o.name for o in request_options(verb)} - LOCAL
-    assert sorted(names_of(verb)) == sorted({*own, "model", "lora"})
+    assert sorted(names_of(verb)) == sorted({*own, "model", "lora", "add"})
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -43,7 +43,7 @@ def test_the_groups_are_those_of_the_help_page_in_its_order(verb):
 
 
 def test_every_place_is_a_key_of_an_order():
-    fields = {"model", *Request.__dataclass_fields__}
+    fields = {"model", "add", *Request.__dataclass_fields__}
     assert {row["place"].partition(".")[0] for row in FIELDS.values()} <= fields
 
 
@@ -62,6 +62,7 @@ def test_a_field_has_the_type_range_choices_and_default_of_its_option():
         "prompt": "long_text", "image": "file", "keyframes": "files_by_frame", "prompt_spans": "texts_by_frame",
         "region": "box", "guidance_interval": "pair", "loop": "boolean", "eta": "number", "extra": "mapping",
         "super_resolution": "model", "sampler": "text", "start": "time", "lora": "loras", "size": "size",
+        "add": "add_ons",
     }  # fmt: skip
     assert {name: FIELDS[name]["type"] for name in kinds} == kinds
 

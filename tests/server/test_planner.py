@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kinema import registry
 from kinema.schema import BadRequest
 from kinema.server.planner import Planner
 
@@ -101,6 +102,17 @@ def test_planning_loads_no_weights(planner):
     systems = [model.system for _, model in planner._open.values()]
     assert all(system.runtime.model is None for system in systems)
     assert all(other.runtime.model is None for system in systems for other in system.runtime.other_stages)
+
+
+def test_add_ons_are_opened_with_the_model_and_described_with_it(planner):
+    night = str(registry.weight_file("animatediff-pocket-night.safetensors"))
+    plain = {"source": "animatediff-pocket"}
+    found = planner.model("animatediff-pocket + style=night", {**plain, "add": {"style": {"source": night}}})
+    assert [each.slot for each in found.system.weights.added] == ["motion", "style"]
+    assert [each.slot for each in planner.model("animatediff-pocket", plain).system.weights.added] == ["motion"]
+    described = planner.answer({"do": "describe", "model": "animatediff-pocket", "source": plain})["defaults"]
+    assert {"motion", "style", "controlnet"} <= set(described["slots"])
+    assert described["add_ons"] == {"motion": "animatediff-pocket-motion"}
 
 
 def test_a_model_is_described_with_its_defaults_and_verbs(planner):

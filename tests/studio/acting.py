@@ -12,6 +12,14 @@ from PIL import Image
 AXE = Path(__file__).with_name("axe.min.js")
 
 
+class Faults(list):
+    """Errors that a page reports: exceptions, violations of the policy, and requests that were not expected to fail."""
+
+    def hear(self, page) -> None:
+        page.on("pageerror", lambda error: self.append(str(error)))
+        page.on("console", lambda message: self.append(message.text) if message.type == "error" else None)
+
+
 def describe(page, prompt: str, **values: object) -> None:
     """Fill in the form of Make."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
@@ -64,6 +72,21 @@ def clear(server) -> None:
     while videos := ask(server, "/v1/videos?limit=100")["data"]:
         for each in videos:
             ask(server, f"/v1/videos/{each['id']}", "DELETE")
+
+
+def many(page, server, video: str, count: int) -> None:
+    """Let the page see ``count`` finished videos, all like this one."""
+    model, thumbnail = ask(server, f"/v1/videos/{video}"), clip_of(server, video, "thumbnail")
+    rows = [{**model, "id": f"video_{n:024d}", "prompt": f"clip {n}", "created_at": 10_000 - n} for n in range(count)]
+
+    def listed(route):
+        after = route.request.url.partition("after=")[2].partition("&")[0]
+        start = int(after[6:]) + 1 if after else 0
+        data = rows[start : start + 100]
+        route.fulfill(json={"object": "list", "data": data, "last_id": data[-1]["id"], "has_more": start + 100 < count})
+
+    page.route("**/v1/videos?*", listed)
+    page.route("**/content?variant=thumbnail", lambda route: route.fulfill(body=thumbnail, content_type="image/webp"))
 
 
 def clip_of(server, video: str, variant: str = "video") -> bytes:

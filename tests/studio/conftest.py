@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from acting import Faults  # noqa: E402
 from studio_service import serving  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
@@ -31,14 +32,6 @@ def chromium():
         browser = found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
-
-
-class Faults(list):
-    """Errors that a page reports: exceptions, violations of the policy, and requests that were not expected to fail."""
-
-    def hear(self, page) -> None:
-        page.on("pageerror", lambda error: self.append(str(error)))
-        page.on("console", lambda message: self.append(message.text) if message.type == "error" else None)
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
+from acting import Faults, ask, clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
+from timeline_acting import decoded  # noqa: E402
 
 WATCH = """() => {
     window.seen = {progress: [], phases: [], pixels: new Set()};
@@ -35,7 +37,8 @@ def ball(server, chromium):
     """A first clip, generated through the page: (video, bytes of its mp4, what was seen on the way)."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)
-    page = context.new_page()
+    page, faults = context.new_page(), Faults()
+    faults.hear(page)
     page.goto(server.url)
     describe(page, "a red ball rolls right", steps=8, seed=7)
     page.wait_for_selector(".plan-facts .fact")
@@ -45,6 +48,7 @@ def ball(server, chromium):
     finished(page)
     seen = page.evaluate("() => ({...window.seen, pixels: window.seen.pixels.size})")
     context.close()
+    assert not faults
     return video, clip_of(server, video), {**seen, "plan": plan}
 
 
@@ -70,6 +74,30 @@ def test_progress_moves_forward_through_the_phases(ball):
     phases = list(dict.fromkeys(ball[2]["phases"]))
     assert phases == [each for each in ("Load", "Read", "Sample", "Decode", "Write") if each in phases]
     assert "Sample" in phases
+
+
+def test_progress_goes_through_the_base_and_super_resolution(server, opened, ball):
+    page = opened()
+    finished(page)
+    describe(page, "a red ball rolls right", model="lumiere-pocket", steps=3)
+    page.evaluate(WATCH)
+    page.evaluate(
+        """() => new MutationObserver(() => {
+            (window.words ??= new Set()).add(document.querySelector('.phase')?.textContent);
+        }).observe(document.querySelector('.screen'), {subtree: true, childList: true, characterData: true})"""
+    )
+    video = start(page)
+    finished(page)
+    seen, words = page.evaluate("() => [window.seen, [...window.words]]")
+    assert seen["progress"] == sorted(seen["progress"])
+    phases = [each for each in dict.fromkeys(seen["phases"]) if each.startswith("Sample")]
+    assert phases == ["Sample base", "Sample super-resolution"]
+    assert "Sampling (base), step 2 of 3" in words
+    assert any(each.startswith("Sampling (super-resolution), step ") for each in words if each)
+    recipe = json.loads(clip_of(server, video, "recipe"))
+    assert [each["stage"] for each in recipe["stages"]] == ["base", "super-resolution"]
+    page.goto("about:blank")
+    ask(server, f"/v1/videos/{video}", "DELETE")
 
 
 def test_previews_are_seen_and_change(ball):
@@ -214,12 +242,53 @@ def test_a_clip_is_trimmed_by_keyboard_and_the_part_is_used(server, opened, ball
     assert page.locator(".trim-words").inner_text().startswith("Frames 4 to 14: 11 of 16")
     describe(page, "a red ball rolls right", model="zoetrope/tiny", strength=0.1)
     page.locator(".more > summary").click()
-    with page.expect_request(
-        lambda each: each.url.endswith("/v1/videos/plan") and '"36f"' not in each.post_data
-    ) as sent:
+    with page.expect_request(lambda each: "/v1/videos/plan" in each.url and '"36f"' not in each.post_data) as sent:
         page.locator("[data-field=steps] input").fill("4")
     sent_request = json.loads(sent.value.post_data)["request"]
     assert (sent_request["start"], sent_request["end"]) == ("4f", "15f")
+
+
+def test_every_clip_of_a_batch_is_shown_saved_and_used(server, opened, ball, tmp_path):
+    page = opened()
+    finished(page)
+    describe(page, "a green star spins", steps=2, seed=3)
+    page.locator(".more > summary").click()
+    page.get_by_label("Filter options").fill("clips")
+    page.locator("[data-field=clips] input").fill("3")
+    video = start(page)
+    page.get_by_role("button", name="Clip 3 of 3").wait_for()
+    third = decoded(clip_of(server, video, "video&clip=2"), tmp_path).astype(int)
+    assert np.abs(third - decoded(clip_of(server, video), tmp_path).astype(int)).max() > 20
+    for image in page.locator(".batch img").all():
+        image.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.batch img')].every((each) => each.naturalWidth === 64)"
+    )
+    page.get_by_role("button", name="Clip 3 of 3").press("Enter")
+    page.wait_for_function("() => document.querySelector('.player video').src.endsWith('clip=2')")
+    finished(page)
+    page.get_by_text("Download", exact=True).click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="MP4 video, with its recipe").click()
+    assert saved.value.suggested_filename == "a-green-star-spins-3.mp4"
+    assert Path(saved.value.path()).read_bytes() == clip_of(server, video, "video&clip=2")
+    page.get_by_label("Use this clip for").select_option("edit")
+    page.locator("[data-field=video] .file-name", has_text="a green star spins, clip 3").wait_for()
+    asset = page.evaluate("async () => (await import('/studio/store.js')).remembered('values').video.id")
+    with urllib.request.urlopen(f"{server.url}/v1/assets/{asset}/content", timeout=60) as answer:
+        assert answer.read() == clip_of(server, video, "video&clip=2")
+    page.goto(f"{server.url}/#gallery")
+    page.wait_for_selector(f"[data-card={video}] .card-count:has-text('3 clips')")
+    page.locator(f"[data-card={video}] .card-open").click()
+    page.get_by_role("button", name="Clip 2 of 3").click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.locator(f"[data-card={video}]").hover()
+    page.get_by_role("button", name="Compare a green star spins").first.click()
+    page.wait_for_selector(".compare-names:has-text('clip 2')")
+    sources = page.locator(".compare video").evaluate_all("all => all.map((each) => each.src.split('variant=')[1])")
+    assert sources == ["video&clip=1", "video"]
+    page.goto("about:blank")
+    ask(server, f"/v1/videos/{video}", "DELETE")
 
 
 def test_a_region_is_drawn_and_sent(opened, ball):
@@ -234,7 +303,7 @@ def test_a_region_is_drawn_and_sent(opened, ball):
     area = page.locator(".region-area")
     area.scroll_into_view_if_needed()
     box = area.bounding_box()
-    with page.expect_request(lambda each: each.url.endswith("/v1/videos/plan")) as sent:
+    with page.expect_request(lambda each: "/v1/videos/plan" in each.url) as sent:
         page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.25)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.5, steps=4)
@@ -254,8 +323,6 @@ def test_a_refusal_is_shown_beside_its_field(opened, ball):
     page.locator("[data-field=frames] input").fill("8")
     page.wait_for_selector(".plan-facts .fact:has-text('8 frames')")
     assert message.is_hidden()
-    assert all("400" in each for each in page.faults)
-    page.faults.clear()
 
 
 def test_every_option_of_a_verb_is_in_the_form_and_the_filter_finds_it(opened, ball):

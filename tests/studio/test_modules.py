@@ -19,7 +19,7 @@ VALUES = {
         "prompt_spans": [{"frames": "8-15", "text": "a blue box"}],
         "sampler_options": [{"key": "gamma", "value": "0.3"}],
         "lora": [{"name": "a/b", "weight": 0.5}], "extra": [{"key": "fps_id", "value": "6"}], "motion": 90,
-        "colours": "seam",
+        "colours": "seam", "add": [{"slot": "style", "name": "night"}],
     },
     "animate": {
         "model": "zoetrope", "image": {"id": "asset-1", "name": "asset-1"}, "size": {"name": "768px:16:9"},
@@ -54,7 +54,8 @@ def test_a_form_becomes_an_order_and_an_order_the_same_form(opened, verb):
         }""",
         [verb, VALUES[verb]],
     )
-    assert order == {"model": "zoetrope", "request": REQUESTS[verb]}
+    add = {"add": {"style": "night"}} if verb == "generate" else {}
+    assert order == {"model": "zoetrope", **add, "request": REQUESTS[verb]}
     assert back == {"verb": verb, "values": VALUES[verb]}
 
 
@@ -142,3 +143,18 @@ def test_the_preview_plays_the_frames_of_its_image_and_the_newest_wins(opened):
         [slow, strip([(200, 0, 0), (0, 200, 0), (0, 0, 200)])],
     )
     assert seen == [["0,0,200,255", "0,200,0,255", "200,0,0,255"], [8, 8]]
+
+
+def test_bytes_are_counted_in_powers_of_1024(opened):
+    counts = [0, 1000, 1023, 1024, 1536, 1000 * 1024, 5 * 2**30]
+    found = opened().evaluate(
+        "async (counts) => counts.map((await import('/studio/format.js')).bytes)",
+        counts,
+    )
+    assert found == ["0 B", "1000 B", "1023 B", "1 KiB", "1.5 KiB", "1000 KiB", "5 GiB"]
+
+
+def test_what_is_remembered_is_written_while_the_page_is_open(opened):
+    page = opened()
+    page.evaluate("async () => (await import('/studio/store.js')).remember('probe', 7)")
+    page.wait_for_function("() => JSON.parse(localStorage.getItem('kinema.studio'))?.probe === 7")

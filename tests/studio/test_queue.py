@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import ask, clear, describe, faults_of, finished, order  # noqa: E402
+from acting import ask, clear, clip_of, describe, drop, faults_of, finished, order, start  # noqa: E402
 from studio_service import serving  # noqa: E402
+from timeline_acting import ended, generated  # noqa: E402
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"><b>bold</b> \"'}</script><script>document.title='owned'</script>"
@@ -142,11 +144,52 @@ def test_a_model_and_a_lora_are_chosen_for_make(opened):
     page.get_by_role("button", name="Use animatediff-pocket", exact=True).click()
     page.wait_for_selector(".make-form")
     assert page.locator("[data-field=model] select").input_value() == "animatediff-pocket"
-    with page.expect_request(lambda each: each.url.endswith("/v1/videos/plan")) as sent:
+    with page.expect_request(lambda each: "/v1/videos/plan" in each.url) as sent:
         page.get_by_label("Prompt", exact=True).fill("a red ball")
     order_sent = sent.value.post_data_json
     assert order_sent["model"] == "animatediff-pocket"
     assert order_sent["request"]["loras"] == {"animatediff-pocket-pans-left": 0.8}
+
+
+def test_an_add_on_of_the_models_page_is_used_kept_in_a_document_and_reused(server, opened):
+    page = opened("#models")
+    page.get_by_role("button", name="Use animatediff-pocket-night", exact=True).click()
+    page.get_by_role("button", name="Go to Make").click()
+    page.wait_for_selector(".make-form")
+    assert page.locator("[data-field=model] select").input_value() == "animatediff-pocket"
+    describe(page, "a red ball", steps=1, seed=7)
+    page.locator(".more > summary").click()
+    chosen = page.get_by_label("Add-on", exact=True)
+    page.get_by_label("Filter options").fill("add-ons")
+    assert chosen.input_value() == "style=animatediff-pocket-night"
+    with page.expect_request(lambda each: "/v1/videos/plan" in each.url) as sent:
+        chosen.select_option(label="animatediff-pocket-outline")
+    assert sent.value.post_data_json["add"] == {"style": "animatediff-pocket-outline"}
+    chosen.select_option(label="animatediff-pocket-night")
+    video = start(page)
+    finished(page)
+    assert ask(server, f"/v1/videos/{video}")["add"] == {"style": "animatediff-pocket-night"}
+    recipe = json.loads(clip_of(server, video, "recipe"))
+    plain = ended(server, order(server, "a red ball", "animatediff-pocket", steps=1, seed=7))["id"]
+    assert recipe["frames_hash"] != json.loads(clip_of(server, plain, "recipe"))["frames_hash"]
+    page.locator("[data-field=add] button[aria-label^=Remove]").click()
+    page.get_by_role("button", name="Reuse settings").click()
+    page.locator(".more > summary").click()
+    page.get_by_label("Filter options").fill("add-ons")
+    assert chosen.input_value() == "style=animatediff-pocket-night"
+    drop(page, "body", "night.mp4", "video/mp4", clip_of(server, video))
+    page.wait_for_selector("text=These are the settings of night.mp4.")
+    assert page.evaluate("async () => (await import('/studio/store.js')).remembered('values').add") == [
+        {"slot": "style", "name": "animatediff-pocket-night"}
+    ]
+    page.goto(f"{server.url}/#gallery/{video}")
+    page.get_by_role("button", name="Replay").click()
+    page.get_by_text("Identical: the replay has the same frames to the last bit.").wait_for()
+    page.get_by_role("button", name="Open in timeline").click()
+    page.wait_for_selector(".stage-canvas")
+    page.wait_for_function("() => document.querySelector('[data-field=seed] input')?.value === '7'")
+    again = generated(page, server)
+    assert json.loads(clip_of(server, again, "recipe"))["frames_hash"] == recipe["frames_hash"]
 
 
 def test_a_download_shows_its_progress_and_is_cancelled(server, opened):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import ask, clip_of, drop, faults_of, frames_of, png  # noqa: E402
+from acting import Faults, ask, clip_of, drop, faults_of, frames_of, png  # noqa: E402
 from timeline_acting import brush, decoded, generated, made, masks_of, option, show_frame  # noqa: E402
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -47,7 +49,8 @@ def painted(server, chromium, ball, tmp_path_factory):
     pytest.importorskip("cv2")
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)
-    page = context.new_page()
+    page, faults = context.new_page(), Faults()
+    faults.hear(page)
     page.goto(f"{server.url}/#timeline")
     page.wait_for_selector(".stage-canvas")
     with_clip(page, ball)
@@ -69,6 +72,7 @@ def painted(server, chromium, ball, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / saved.value.suggested_filename
     saved.value.save_as(path)
     context.close()
+    assert not faults
     return video, path
 
 
@@ -104,6 +108,36 @@ def test_a_document_of_a_finished_clip_gives_the_same_frames_from_the_service(se
     ended(server, again)
     hashes = [json.loads(clip_of(server, each, "recipe"))["frames_hash"] for each in (video, again)]
     assert hashes[0] == hashes[1]
+
+
+STRIP = """() => [...document.querySelectorAll('.strip-cell')].map(
+    (each) => [...each.getContext('2d').getImageData(0, 0, 1, 1).data].slice(0, 3))"""
+
+
+def test_a_gif_has_its_frames_in_the_strip_and_on_the_stage(timeline):
+    shades = [20 * at for at in range(10)]
+    images = [Image.new("RGB", (64, 64), (shade, 0, 200 - shade)) for shade in shades]
+    data = io.BytesIO()
+    images[0].save(data, "gif", save_all=True, append_images=images[1:], duration=100, loop=0)
+    page = timeline()
+    drop(page, ".stage-frame", "shades.gif", "image/gif", data.getvalue())
+    page.wait_for_selector(".detail .trim")
+    page.get_by_text("All 10 frames").wait_for()
+    page.wait_for_function(f"() => ({STRIP})().length === 10 && ({STRIP})().every((each) => each[0] + each[2] > 150)")
+    reds = [each[0] for each in page.evaluate(STRIP)]
+    assert np.abs(np.array(reds) - shades).max() <= 12
+    trimmed = """() => {
+        const strip = document.querySelector('.trim-strip');
+        const at = (x) => strip.getContext('2d').getImageData(x, 20, 1, 1).data;
+        return [at(10), at(strip.width - 10)].map((each) => [...each]);
+    }"""
+    page.wait_for_function(f"() => ({trimmed})()[1][3] > 0")
+    first, last = page.evaluate(trimmed)
+    assert (first[2] > first[0], last[0] > last[2]) == (True, True)
+    show_frame(page, 9)
+    page.wait_for_function(
+        "() => document.querySelector('.stage-canvas').getContext('2d').getImageData(32, 32, 1, 1).data[0] > 160"
+    )
 
 
 def test_keyframes_are_dropped_moved_and_interpolated(server, timeline):

@@ -55,7 +55,20 @@ def _options(document: Document, request: Request) -> dict[str, Any]:
         named["model"] = document.model
     if document.loras:
         named["lora"] = [f"{_lora(name)}:{weight:g}" for name, weight in document.loras.items()]
+    if document.add:
+        named["add"] = [f"{slot}={_add_on(slot, name)}" for slot, name in document.add.items()]
     return named
+
+
+def _add_on(slot: str, name: str) -> str:
+    """An add-on that Kinema lists. Raises BadRequest for others: a document opens no file of this machine."""
+    from kinema import registry
+
+    if name not in registry.EMBEDDED and registry.ADD_ONS.get(name, "lora") == "lora":
+        raise BadRequest(
+            f"the document names the add-on {registry.quoted(name)}; give its file yourself with --add {slot}=FILE"
+        )
+    return name
 
 
 def _lora(name: str) -> str:

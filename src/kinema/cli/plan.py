@@ -16,6 +16,7 @@ from kinema.cli.verbs import (
     CONFIG,
     MODEL,
     VERBS,
+    additions,
     lora_weights,
     model_options,
     open_model,
@@ -58,7 +59,7 @@ def plan(argv: Sequence[str]) -> int:
         )
     else:
         request = remote.with_loras(request, lora_weights(given.get("lora", ())))
-        result = remote.plan(given, options, request)
+        result = remote.plan(given, options, request, additions(given.get("add", ())))
     sys.stdout.write((as_json(asdict(result), indent=2) if settings["json"] else describe(result)) + "\n")
     return 0 if result.fits and not result.missing else 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.options import Option
@@ -23,7 +24,7 @@ SERVER = Option(
     metavar="URL",
 )
 LOCAL = (
-    *("variant", "add", "device", "dtype", "threads", "offline", "memory", "offload", "chunk_tokens", "compile"),
+    *("variant", "device", "dtype", "threads", "offline", "memory", "offload", "chunk_tokens", "compile"),
     *("record_paths", "lora_folder", "embeddings", "measure"),
 )
 """Options that belong to the machine that runs the model: with a service, to the one that started it."""
@@ -31,13 +32,15 @@ MEASURED = ("seconds", "seconds_a_step", "network_calls", "peak_bytes")
 """Fields of a forecast that a service leaves out, since it never runs a clip to measure them."""
 
 
-def connect(given: Mapping[str, Any], options: Sequence[Option]) -> Service:
-    """The service of ``--server``. Raises BadRequest for options that cannot apply to it."""
+def connect(given: Mapping[str, Any], options: Sequence[Option], add: Mapping[str, str | Path]) -> Service:
+    """The service of ``--server``; ``add`` has names of add-ons by slot. Raises BadRequest for options that cannot
+    apply to it.
+    """
     if local := [o.flag for o in options if o.name in LOCAL and o.name in given]:
         raise BadRequest(f"{local[0]} applies to this machine; leave it out with --server, which runs on another")
     from kinema.client.service import connect as to
 
-    return to(given[SERVER.name], model=given.get("model"))
+    return to(given[SERVER.name], model=given.get("model"), add=add)
 
 
 def with_loras(request: Request, weights: Mapping[Any, float]) -> Request:
@@ -45,11 +48,13 @@ def with_loras(request: Request, weights: Mapping[Any, float]) -> Request:
     return request.with_(loras={str(name): weight for name, weight in weights.items()}) if weights else request
 
 
-def plan(given: Mapping[str, Any], options: Sequence[Option], request: Request) -> Forecast:
+def plan(
+    given: Mapping[str, Any], options: Sequence[Option], request: Request, add: Mapping[str, str | Path]
+) -> Forecast:
     """The service's forecast, with the choices that it makes and the duration of its earlier jobs."""
     from kinema.forecast import Forecast
 
-    service = connect(given, options)
+    service = connect(given, options, add)
     answer = service.plan(request)
     table, notes, seconds = answer.get("forecast"), answer.get("notes") or [], answer.get("seconds")
     table = {**dict.fromkeys(MEASURED), **table} if isinstance(table, Mapping) else {}

@@ -135,7 +135,7 @@ def run_given(task: TaskName, given: Mapping[str, Any]) -> int:
         if given.get(SERVER.name) is None:
             clip = _run_here(model_options(given), request, output, settings, show, preview)
         else:
-            service = remote.connect(given, options_of(task))
+            service = remote.connect(given, options_of(task), additions(given.get("add", ())))
             request = remote.with_loras(request, lora_weights(given.get("lora", ())))
             clip = run_once(service, request, request, output, settings, show, preview)
         show(Phase("write"))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.cancel import Cancel
@@ -29,13 +30,17 @@ LEAVE_SECONDS = 10.0
 """Longest wait, when a run ends by an error, for the service to cancel its job."""
 
 
-def connect(url: str, *, model: str | None = None, token: str | None = None) -> Service:
+def connect(
+    url: str, *, model: str | None = None, token: str | None = None, add: Mapping[str, str | Path] | None = None
+) -> Service:
     """Connect to a service: ``kinema.connect("http://127.0.0.1:8000").generate("a red ball rolls right")``.
 
-    ``model`` is a name that the service lists; None is its default. ``token`` is what the service was started with;
+    ``model`` is a name that the service lists; None is its default. ``add`` are add-ons of the model by slot, also by
+    names that it lists: ``{"style": "animatediff-pocket-night"}``. ``token`` is what the service was started with;
     None reads the environment variable KINEMA_TOKEN. Nothing is sent yet. Raises BadRequest for an invalid address.
     """
-    return Service(Http(url, token or os.environ.get(TOKEN)), model)
+    names = {slot: str(name) for slot, name in (add or {}).items()}
+    return Service(Http(url, token or os.environ.get(TOKEN)), model, names)
 
 
 SHARED = ("extra", "sizes")
@@ -53,6 +58,7 @@ class Service(Verbs):
 
     http: Http
     model: str | None = None
+    add: Mapping[str, str] = field(default_factory=dict)
     uploads: Uploads = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +131,8 @@ class Service(Verbs):
 
     def _order(self, request: Request) -> dict[str, Any]:
         order: dict[str, Any] = {"request": json.loads(request.to_json())}
-        return order if self.model is None else {"model": self.model, **order}
+        order |= {} if self.model is None else {"model": self.model}
+        return order | ({"add": dict(self.add)} if self.add else {})
 
     def _family(self) -> Family | None:
         """The family of the model, for which the service is asked."""

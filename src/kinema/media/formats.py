@@ -171,7 +171,9 @@ def write_mp4(
 
 
 def _x264(container: Any, height: int, width: int, rate: Fraction, crf: float) -> Any:
-    stream = container.add_stream("libx264", rate=rate, options={"crf": f"{crf:g}", "preset": "medium"})
+    # x264's macroblock tree gives other bits now and then for the same frames, even in one thread.
+    options = {"crf": f"{crf:g}", "preset": "medium", "x264-params": "mbtree=0"}
+    stream = container.add_stream("libx264", rate=rate, options=options)
     stream.height, stream.width = height, width
     stream.pix_fmt = "yuv420p"
     codec: Any = stream.codec_context

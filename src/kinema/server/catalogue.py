@@ -1,4 +1,4 @@
-"""Models and LoRAs that clients may name, and where they are. Imports without torch."""
+"""Models, add-ons and LoRAs that clients may name, and where they are. Imports without torch."""
 
 from __future__ import annotations
 
@@ -72,6 +72,20 @@ class Catalogue:
             known = {*self._loras(), *(each for each, slot in registry.ADD_ONS.items() if slot == "lora")}
             raise ServiceError(400, "lora_not_found", registry.unknown_name("LoRA", name, known))
         return str(path)
+
+    def add_on(self, name: str) -> Entry:
+        """Return an included add-on, or a file or included model that fits a slot of another. Raises `ServiceError` 400
+        for a name that is not listed; whether it fits is for the model to say.
+        """
+        if registry.ADD_ONS.get(name, "lora") != "lora":
+            path = registry.weight_file(f"{name}.safetensors")
+            return Entry(name, "add-on", str(path), path, LICENCE)
+        entry = self._models().get(name)
+        if entry is None or entry.path is None:
+            known = {*(each for each, slot in registry.ADD_ONS.items() if slot != "lora")}
+            known |= {each.id for each in self._models().values() if each.path is not None}
+            raise ServiceError(400, "add_on_not_found", registry.unknown_name("add-on", name, known))
+        return Entry(name, entry.kind, str(entry.path), entry.path, entry.licence, entry.stamp)
 
     def entries(self) -> list[Entry]:
         """Return all models, presets included."""

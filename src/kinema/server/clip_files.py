@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL, SHEET, FRAMES, RECIPE = "thumbnail.webp", "spritesheet.jpg", "frames.npz", "recipe.json"
 RESULT = "result.json"
+EACH = frozenset({"video", "thumbnail", "spritesheet"})
+"""Variants of which every clip of a batch has its own file; the others hold all clips."""
 VARIANTS = {"thumbnail": THUMBNAIL, "spritesheet": SHEET, "frames": FRAMES, "recipe": RECIPE}
 SHEET_COLUMNS, SHEET_ROWS, SHEET_SIDE, THUMBNAIL_SIDE = 5, 5, 256, 512
 """Largest number of frames in a spritesheet, and longest sides in pixels."""
@@ -31,9 +33,14 @@ class DiskFull(Exception):
     """The disk is full; nothing was left behind."""
 
 
-def file_of(folder: Path, video_id: str, variant: str) -> Path:
-    """Return the file of a variant of the clip in ``folder``."""
-    return folder / VARIANTS.get(variant, f"{video_id}.mp4")
+def file_of(folder: Path, video_id: str, variant: str, clip: int = 0) -> Path:
+    """Return the file of a variant in ``folder``, of one clip of a batch if each has its own."""
+    return numbered(folder / VARIANTS.get(variant, f"{video_id}.mp4"), clip if variant in EACH else 0)
+
+
+def numbered(path: Path, clip: int) -> Path:
+    """Return the path for a clip of a batch; the first has the plain name."""
+    return path.with_stem(f"{path.stem}-{clip}") if clip else path
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
@@ -90,7 +97,8 @@ def _write(clip: Clip, folder: Path, video_id: str, sign: Any, *, partial: bool)
             sign(file)
     frames_NTHWC = to_uint8(clip.video)
     _write_frames(folder / FRAMES, frames_NTHWC, clip.sound)
-    _write_images(folder, frames_NTHWC[0])
+    for number, frames_THWC in enumerate(frames_NTHWC):
+        _write_images(folder, frames_THWC, number)
     recipe = json.dumps(strict(clip.recipe), ensure_ascii=False, indent=2, allow_nan=False)
     (folder / RECIPE).write_text(recipe + "\n", encoding="utf-8")
     clips, frames, height, width, _ = frames_NTHWC.shape
@@ -121,13 +129,13 @@ def _write_frames(path: Path, frames_NTHWC: np.ndarray, sound: bytes | None) -> 
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _write_images(folder: Path, frames_THWC: np.ndarray) -> None:
+def _write_images(folder: Path, frames_THWC: np.ndarray, clip: int) -> None:
     from PIL import Image
 
     count, height, width, _ = frames_THWC.shape
     middle = Image.fromarray(frames_THWC[count // 2])
     middle.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    middle.save(folder / THUMBNAIL, quality=80)
+    middle.save(numbered(folder / THUMBNAIL, clip), quality=80)
     shown = min(count, SHEET_COLUMNS * SHEET_ROWS)
     columns = min(shown, SHEET_COLUMNS)
     scale = min(1.0, SHEET_SIDE / max(height, width))
@@ -137,7 +145,7 @@ def _write_images(folder: Path, frames_THWC: np.ndarray) -> None:
         index = round(number * (count - 1) / max(shown - 1, 1))
         tile = Image.fromarray(frames_THWC[index]).resize(size, Image.Resampling.BILINEAR)
         sheet.paste(tile, (number % columns * size[0], number // columns * size[1]))
-    sheet.save(folder / SHEET, quality=85)
+    sheet.save(numbered(folder / SHEET, clip), quality=85)
 
 
 def tidy(folder: Path, known: Collection[str]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from kinema.server.children import Child, Ended
+from kinema.server.clip_files import numbered
 from kinema.server.jobs import ServiceError
 
 FORMATS = {"gif": "image/gif", "webp": "image/webp", "zip": "application/zip"}
@@ -21,26 +22,27 @@ class Conversions:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._running: dict[Path, asyncio.Task[None]] = {}
 
-    async def path(self, frames: Path, recipe: Path, fps: float, variant: str) -> Path:
-        """Return the file of a clip in the format ``variant``. Raises `ServiceError`."""
-        target = frames.with_name(f"{frames.parent.name}.{variant}")
+    async def path(self, frames: Path, recipe: Path, fps: float, variant: str, clip: int = 0) -> Path:
+        """Return the file of a clip in the format ``variant``; a zip has all clips. Raises `ServiceError`."""
+        target = numbered(frames.with_name(f"{frames.parent.name}.{variant}"), clip)
         if not target.is_file():
             task = self._running.get(target)
             if task is None:
-                task = asyncio.create_task(self._convert(frames, recipe, fps, target))
+                task = asyncio.create_task(self._convert(frames, recipe, fps, target, clip))
                 self._running[target] = task
                 task.add_done_callback(lambda _: self._running.pop(target, None))
             await asyncio.shield(task)
         return target
 
-    async def _convert(self, frames: Path, recipe: Path, fps: float, target: Path) -> None:
+    async def _convert(self, frames: Path, recipe: Path, fps: float, target: Path, clip: int) -> None:
         async with self._slots:
             try:
                 child = await Child.ready("kinema.server.converter", frames.parent)
             except (TimeoutError, Ended, OSError) as error:
                 raise ServiceError(503, "not_ready", "the process that converts clips does not start") from error
             try:
-                child.send({"frames": str(frames), "recipe": str(recipe), "fps": fps, "target": str(target)})
+                paths = {"frames": str(frames), "recipe": str(recipe), "target": str(target)}
+                child.send({**paths, "fps": fps, "clip": clip})
                 async with asyncio.timeout(SECONDS):
                     reply = await child.receive()
             except TimeoutError:

@@ -32,7 +32,9 @@ def main() -> None:
 
 
 def convert(message: Mapping[str, Any]) -> None:
-    """Write ``target`` (.gif, .webp or .zip) from the files ``frames`` and ``recipe``. Raises BadRequest."""
+    """Write ``target`` (.gif or .webp of the clip with the number ``clip``, or .zip of all) from the files ``frames``
+    and ``recipe``. Raises BadRequest.
+    """
     import numpy as np
 
     target = Path(message["target"])
@@ -44,8 +46,10 @@ def convert(message: Mapping[str, Any]) -> None:
         return
     from torch import from_numpy
 
-    video = from_numpy(frames_NTHWC[:1]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    number = message["clip"]
+    video = from_numpy(frames_NTHWC[number : number + 1]).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     recipe = json.loads(Path(message["recipe"]).read_text(encoding="utf-8"))
+    recipe |= {"clip": number} if len(frames_NTHWC) > 1 else {}
     Clip(video, message["fps"], recipe).save(target)
 
 

@@ -209,7 +209,7 @@ class Dispatcher:
             if failed is not None:
                 self.publish(failed)
             return
-        worker = next((each for each in idle if job.order.model in _names(each)), idle[0])
+        worker = next((each for each in idle if job.order.opened in _names(each)), idle[0])
         changes = {"started_at": time.time(), "attempts": job.attempts + 1, "device": worker.device}
         started = self.store.move_to(job.id, "in_progress", **changes)
         if started is None:
@@ -261,7 +261,7 @@ class Dispatcher:
         await self._store_end(worker, video_id, status, changes)
         if status == "completed" and "seconds" in message:
             with contextlib.suppress(ServiceError):
-                estimates.record(self.store, job.order.model, job.settled, message["seconds"])
+                estimates.record(self.store, job.order.opened, job.settled, message["seconds"])
 
     def _ended(self, worker: Worker, how: str) -> None:
         """A worker's process has ended; so has its job."""

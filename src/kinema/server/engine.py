@@ -89,8 +89,11 @@ class Engine(Protocol):
 
     # files --------------------------------------------------------------------------------------
 
-    def content(self, video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "frames", "recipe"]) -> Path:
-        """A file of a completed (or partially kept) clip. 404 if there is none (yet).
+    def content(
+        self, video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "frames", "recipe"], clip: int = 0
+    ) -> Path:
+        """A file of a completed (or partially kept) clip, of one clip of a batch. 404 if there is none (yet); frames
+        and recipe are of all clips.
 
         "video" is an mp4, "thumbnail" a webp, "spritesheet" a jpg of evenly spaced frames in a grid, "frames" the
         lossless frames (npz: uint8 N×T×H×W×3) that `kinema.connect` reads, "recipe" JSON.

@@ -38,12 +38,19 @@ ASSET_ID = re.compile(r"asset-[0-9a-z]{20,32}")
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What a client asks for. ``request`` is the JSON form of a `kinema.Request` whose files are identifiers of assets
-    or videos, and whose LoRAs and models are names that the service lists; ``model`` is such a name too.
+    or videos, and whose LoRAs and models are names that the service lists; ``model`` is such a name too, and ``add``
+    maps slots of it to names of add-ons.
     """
 
     model: str
     request: Mapping[str, Any]
     remixed_from: str | None = None
+    add: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def opened(self) -> str:
+        """What a worker opens for this order, in words: the model, and its add-ons if it has some."""
+        return " + ".join([self.model, *(f"{slot}={name}" for slot, name in self.add.items())])
 
 
 @dataclass(frozen=True, kw_only=True)

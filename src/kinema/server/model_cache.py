@@ -16,7 +16,9 @@ from kinema.system import System
 
 
 class ModelCache:
-    """Models by name. ``opened(name, source)`` opens one; ``limit`` is a number of bytes of weights."""
+    """Models by name, each set of add-ons under its own. ``opened(source)`` opens one; ``limit`` is a number of bytes
+    of weights.
+    """
 
     def __init__(self, opened: Callable[[Mapping[str, Any]], Model], limit: int) -> None:
         self.opened, self.limit = opened, limit

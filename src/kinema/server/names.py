@@ -32,7 +32,10 @@ def new_id(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Resolved:
-    """An order with the server's paths in place of names. ``names`` maps each path to what the client called it."""
+    """An order with the server's paths in place of names. ``names`` maps each path to what the client called it.
+
+    ``model`` says what is opened, in words; ``source`` where it is, its add-ons included.
+    """
 
     model: str
     source: Mapping[str, Any]
@@ -52,6 +55,7 @@ class Names:
     lora: Callable[[str], str]
     file: Callable[[str], Path]
     """The file of an upload or a finished video by its identifier."""
+    add_on: Callable[[str], Mapping[str, Any]]
     lora_folder: Path | None = None
 
     def resolve(self, order: Order, seed: int | None = None) -> Resolved:
@@ -95,7 +99,15 @@ class Names:
             changes["seed"] = seed
         source = self.model(order.model)
         names[str(source["source"])] = order.model
-        return Resolved(order.model, source, _table(asked.with_(**changes)), names)
+        parts = {slot: self.add_on(name) for slot, name in order.add.items()}
+        names.update({str(part["source"]): order.add[slot] for slot, part in parts.items()})
+        source = {**source, "add": {slot: dict(part) for slot, part in parts.items()}}
+        return Resolved(order.opened, source, _table(asked.with_(**changes)), names)
+
+
+def add_on_paths(source: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths of the add-ons in `Resolved.source` by slot."""
+    return {slot: part["source"] for slot, part in source.get("add", {}).items()}
 
 
 def checked(request: Mapping[str, Any]) -> Request:

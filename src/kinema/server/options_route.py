@@ -19,7 +19,7 @@ router = APIRouter(tags=["models"], dependencies=[Depends(known_query)])
 
 LOCAL = frozenset({"lora_folder", "embeddings"})
 """Options that name a folder of the client's machine, which the service never opens."""
-PLACES = {"model": "model", "lora": "loras", "motion": "extra.motion_bucket"} | {
+PLACES = {"model": "model", "add": "add", "lora": "loras", "motion": "extra.motion_bucket"} | {
     name: f"extra.{name}" for name in ("control", "ip_image")
 }
 """Where a value goes in an order, if not under the option's own name in its request."""
@@ -28,20 +28,28 @@ KINDS = {
     **dict.fromkeys(("control", "ip_image"), "file"),
     **dict.fromkeys(("prompt", "negative_prompt"), "long_text"),
     **dict.fromkeys(("start", "end"), "time"),
-    **{"lora": "loras", "size": "size", "extra": "mapping", "sampler_options": "numbers"},
+    **{"lora": "loras", "add": "add_ons", "size": "size", "extra": "mapping", "sampler_options": "numbers"},
     **{"prompt_spans": "texts_by_frame", "keyframes": "files_by_frame", "masks": "files_by_frame"},
 }
 """Controls that an option's type alone does not determine."""
 PLAIN = {bool: "boolean", int: "integer", float: "number"}
 OTHER = "other options"
-HEADINGS = {"LoRAs and add-ons": "LoRAs and options of the model"}
-LABELS = {"fps": "FPS", "video": "Clip", "lora": "LoRAs", "ip_image": "IP-Adapter image", "extra": "Model options"}
+HEADINGS = {"LoRAs and add-ons": "LoRAs, add-ons and options of the model"}
+LABELS = {
+    "fps": "FPS",
+    "video": "Clip",
+    "lora": "LoRAs",
+    "add": "Add-ons",
+    "ip_image": "IP-Adapter image",
+    "extra": "Model options",
+}
 HELP = {
     "model": "model that generates the clip; those that are here are on the page Models",
     "size": "in pixels; default: the model's own",
     "seed": "the same seed gives the same clip; default: random",
     "sampler": "name of the sampler; default: the model's own",
     "lora": "LoRAs and their weights; default: the model's own",
+    "add": "add-ons of the model, each in its slot",
     "control": "control clip or image (edges, depth, poses) for a ControlNet, ready-made",
     "region": "box where new content is generated: drag it, or give its sides in percent of the frame",
     "ip_image": "reference image for an IP-Adapter",
@@ -67,7 +75,7 @@ def described() -> Mapping[str, Any]:
 
 def options_of(task: TaskName) -> list[Option]:
     """The options of a verb that mean something to the service."""
-    own = [o for o in MODEL if o.name in ("model", "lora")]
+    own = [o for o in MODEL if o.name in ("model", "lora", "add")]
     return [o for o in (*own, *request_options(task)) if o.name not in LOCAL]
 
 

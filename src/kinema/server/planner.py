@@ -24,6 +24,7 @@ from kinema.forecast import Forecast, PlannedJob, forecast_of, planned
 from kinema.media.write import check_output
 from kinema.schema import TASK_FIELDS, BadRequest, Request
 from kinema.server.channel import Channel, Message, be_child, sentence
+from kinema.server.names import add_on_paths
 from kinema.system.precision import dtype_of
 from kinema.values import quoted
 
@@ -69,6 +70,7 @@ class Planner:
         if found is None or found[0] != source:
             model = kinema.load(
                 source["source"],
+                add=add_on_paths(source),
                 dtype=dtype_of(self.setup["dtype"]),
                 device=processor.device_of(device),
                 offline=True,
@@ -173,6 +175,8 @@ def described(name: str, model: Model) -> Message:
             "sizes": {each: list(size) for each, size in own.sizes.items()}, "verbs": verbs, "extra": dict(own.extra),
             "super_resolution": registry.SECOND_STAGES.get(name), "enlarges": own.enlarges,
             "prompt_syntaxes": [] if own.prompts is None else list(own.prompts.syntaxes),
+            "slots": [] if system.family.checkpoints.slots is None else list(system.family.checkpoints.slots.names),
+            "add_ons": dict(registry.DEFAULT_ADD_ONS.get(name, {})),
         },
     }  # fmt: skip
 

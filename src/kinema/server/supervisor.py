@@ -66,7 +66,11 @@ class Supervisor:
         self.store = await asyncio.to_thread(Store, self.folder)
         own, empty = replace(self.settings, folder=self.folder), self.folder / "empty"
         self.names = Names(
-            lambda name: self.catalogue.model(name).to_source(), self.catalogue.lora, self._file, self._lora_folder()
+            lambda name: self.catalogue.model(name).to_source(),
+            self.catalogue.lora,
+            self._file,
+            lambda name: self.catalogue.add_on(name).to_source(),
+            self._lora_folder(),
         )
         self.dispatcher = Dispatcher(own, self.store, self.names, self.catalogue, self.hub)
         try:
@@ -121,7 +125,7 @@ class Supervisor:
         await self.catalogue.refresh()
         message = {"do": "plan", **self.names.resolve(order).message(), "limits": most}
         answer, devices = await self._planned_for_devices(message)
-        seconds, measured = estimates.estimate(self.store, order.model, answer["forecast"])
+        seconds, measured = estimates.estimate(self.store, order.opened, answer["forecast"])
         return Settled(**answer, seconds=seconds, measured=measured, devices=devices), order
 
     async def _planned_for_devices(self, message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str]]:
@@ -264,10 +268,12 @@ class Supervisor:
         """See `Engine.uploads_folder`."""
         return self.folder / "uploads"
 
-    def content(self, video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "frames", "recipe"]) -> Path:
+    def content(
+        self, video_id: str, variant: Literal["video", "thumbnail", "spritesheet", "frames", "recipe"], clip: int = 0
+    ) -> Path:
         """See `Engine.content`."""
         job = self.store.get(video_id)
-        path = clip_files.file_of(self.folder / "jobs" / video_id, video_id, variant)
+        path = clip_files.file_of(self.folder / "jobs" / video_id, video_id, variant, clip)
         if job.result is None or not path.is_file():
             raise ServiceError(404, "no_content", f"{video_id} has no {variant} (its status is {job.status})")
         return path

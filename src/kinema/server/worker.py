@@ -35,6 +35,7 @@ from kinema.schema import BadRequest, Cancelled, Clip, Request
 from kinema.server import clip_files
 from kinema.server.channel import Channel, Message, be_child, sentence
 from kinema.server.model_cache import ModelCache, release
+from kinema.server.names import add_on_paths
 from kinema.system.precision import dtype_of
 
 ACKNOWLEDGED = 1.0
@@ -83,6 +84,7 @@ class Worker:
     def _opened(self, source: Mapping[str, Any]) -> Model:
         return kinema.load(
             source["source"],
+            add=add_on_paths(source),
             dtype=dtype_of(self.setup["dtype"]),
             device=self.device,
             offline=True,

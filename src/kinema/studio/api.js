@@ -71,6 +71,13 @@ export async function call(method, path, body, signal) {
   return response.status === 204 ? null : response.json();
 }
 
+/** What an order would give. It may be half typed, so that it is refused is no fault of the request: it raises ApiError. */
+export async function planOf(order, signal) {
+  const found = await call("POST", "/v1/videos/plan?refusals=true", order, signal);
+  if (found.error) throw new ApiError(400, found.error.message, found.error.code, found.error.param);
+  return found;
+}
+
 /** Send a file to /v1/assets; ``onProgress`` gets the share sent, 0 to 1. Fetch cannot report it, so this is XHR. */
 export function upload(file, onProgress, signal) {
   return new Promise((resolve, reject) => {
@@ -123,5 +130,7 @@ export async function download(path, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-export const contentPath = (id, variant = "video") => `/v1/videos/${id}/content?variant=${variant}`;
+/** A file of a job; ``clip`` is one of a batch. */
+export const contentPath = (id, variant = "video", clip = 0) =>
+  `/v1/videos/${id}/content?variant=${variant}${clip ? `&clip=${clip}` : ""}`;
 export const assetPath = (id) => `/v1/assets/${id}/content`;

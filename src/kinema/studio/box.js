@@ -8,7 +8,7 @@ const clamp = (value) => Math.min(1, Math.max(0, value));
 const rounded = (value) => Math.round(value * 1000) / 1000;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** The overlay: {element, write(box or null, active)}. ``change(box, merge)`` gets left, top, right, bottom. */
+/** The overlay: {element, focus(), write(box or null, active)}. ``change(box, merge)`` gets left, top, right, bottom. */
 export function boxOverlay({ change }) {
   let box = null;
   let held = null;
@@ -87,6 +87,7 @@ export function boxOverlay({ change }) {
   });
   return {
     element,
+    focus: () => body.focus(),
     write(value, active) {
       box = value ?? null;
       element.classList.toggle("active", active);

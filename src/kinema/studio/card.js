@@ -2,7 +2,8 @@
 
 import { contentPath, media } from "./api.js";
 import { h, iconButton } from "./dom.js";
-import { ago, sentence } from "./format.js";
+import { countOf } from "./clips.js";
+import { ago, counted, sentence } from "./format.js";
 import { STATES } from "./screen.js";
 import { hasClip, thumbnail } from "./thumb.js";
 
@@ -26,6 +27,7 @@ export function card(video, actions, { liked, picked }) {
     "li",
     { class: `card ${picked ? "picked" : ""}`, dataset: { card: video.id } },
     open,
+    countOf(video) > 1 && hasClip(video) && h("span", { class: "card-count" }, counted(countOf(video), "clip")),
     video.status === "completed" ? null : h("span", { class: `card-state ${video.status}` }, STATES[video.status]),
     h(
       "span",

@@ -51,6 +51,14 @@ export const isHere = (row) => row.here !== false;
 /** The size, frames and options that a model has by itself; {} if the service does not say. */
 export const defaultsOf = (row) => row?.defaults ?? {};
 
+/** Add-ons for a model among the rows, as {slot, name}: those of its family, and files, which may fit any of its slots. */
+export function addOnsFor(model, rows) {
+  const slots = defaultsOf(model).slots ?? [];
+  const fits = (row, slot) =>
+    row.kind === "add-on" ? row.slot === slot && row.family === model.family : row.kind === "file" && row.id !== model.id;
+  return slots.flatMap((slot) => rows.filter((row) => fits(row, slot)).map((row) => ({ slot, name: row.id })));
+}
+
 /** Named sizes of a model as [name, [height, width]]. */
 export function namedSizes(row) {
   return Object.entries(defaultsOf(row).sizes ?? {});

@@ -1,6 +1,7 @@
 // Two clips in the same place, in step, with a wipe between them.
 
 import { contentPath, media } from "./api.js";
+import { countOf } from "./clips.js";
 import { h, icon, iconButton, set } from "./dom.js";
 
 /** Open the comparison of two jobs in ``host``. */
@@ -44,7 +45,13 @@ export function compare(host, left, right) {
       "span",
       { class: "compare-name" },
       h("strong", {}, job.prompt || job.id),
-      h("span", { class: "muted" }, `${job.model}, seed ${job.seed ?? job.settled?.seed}`),
+      h(
+        "span",
+        { class: "muted" },
+        [job.model, `seed ${job.seed ?? job.settled?.seed}`, countOf(job) > 1 && `clip ${(job.clip ?? 0) + 1}`]
+          .filter(Boolean)
+          .join(", "),
+      ),
     );
   const element = h(
     "dialog",
@@ -140,7 +147,7 @@ export function compare(host, left, right) {
   place(50);
   element.showModal();
   wipe.focus();
-  Promise.all([left, right].map((each) => media(contentPath(each.id)))).then((urls) => {
+  Promise.all([left, right].map((each) => media(contentPath(each.id, "video", each.clip)))).then((urls) => {
     urls.forEach((url, index) => (videos[index].src = url));
     show(0);
     run(!matchMedia("(prefers-reduced-motion: reduce)").matches);

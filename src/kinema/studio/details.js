@@ -1,13 +1,13 @@
 // One clip of the gallery in full: player, what to do with it, and its recipe.
 
 import { call, contentPath, open as fetchPath } from "./api.js";
+import { clipView } from "./clips.js";
 import { fill, h, icon, iconButton } from "./dom.js";
 import { follow, isFinal } from "./events.js";
 import { ago, duration, sentence } from "./format.js";
 import { refresh, update } from "./jobs.js";
 import { setForm, setInput } from "./make.js";
-import { parseRecipe, valuesOf } from "./order.js";
-import { player } from "./player.js";
+import { orderOfVideo, parseRecipe, valuesOf } from "./order.js";
 import { go } from "./router.js";
 import { downloads } from "./screen.js";
 import { hasClip } from "./thumb.js";
@@ -48,14 +48,7 @@ export function detailsDialog(defined, actions) {
       ...Object.fromEntries(Object.entries(video.result ?? {}).filter(([, value]) => value !== null)),
     };
     if (hasClip(video))
-      made = player({
-        path: contentPath(video.id),
-        fps: facts.fps,
-        frames: facts.frames,
-        width: facts.width,
-        height: facts.height,
-        label: video.prompt || "Clip",
-      });
+      made = clipView(video, facts);
     const recipe = h("div", { class: "recipe" }, h("p", { class: "muted" }, "Reading the recipe…"));
     fill(
       body,
@@ -87,7 +80,7 @@ export function detailsDialog(defined, actions) {
   const shut = () => element.open && element.close();
 
   function buttons(video) {
-    const order = video.request && { model: video.model, request: video.request };
+    const order = video.request && orderOfVideo(video);
     const button = (name, words, onclick, more = {}) =>
       h("button", { type: "button", class: "quiet", onclick, ...more }, icon(name), words);
     const clip = hasClip(video);
@@ -104,11 +97,11 @@ export function detailsDialog(defined, actions) {
         { class: "actions" },
         order && button("reuse", "Reuse settings", () => reuse(order)),
         clip && order && button("retry", "Replay", (event) => replay(video, event.currentTarget, verdict)),
-        clip && button("extend", "Extend from here", () => (setInput("extend", video), shut(), go("make"))),
+        clip && button("extend", "Extend from here", () => extend(video)),
         order && button("timeline", "Open in timeline", () => (shut(), go("timeline", video.id))),
-        clip && button("compare", "Compare", () => actions.compare(video)),
+        clip && button("compare", "Compare", () => actions.compare({ ...video, clip: made.clip() })),
         clip && order && seeds(video),
-        clip && downloads(video),
+        clip && downloads(video, made.clip),
         liked,
         button("trash", "Delete", () => actions.remove(video)),
       ),
@@ -134,6 +127,15 @@ export function detailsDialog(defined, actions) {
       count,
     );
   }
+  async function extend(video) {
+    try {
+      await setInput("extend", video, made.clip());
+    } catch (error) {
+      return void failed(error);
+    }
+    shut();
+    return go("make");
+  }
   function reuse(order) {
     const { verb, values } = valuesOf(defined, order);
     setForm(verb, values);
@@ -154,8 +156,7 @@ async function replay(video, button, verdict) {
   };
   button.disabled = true;
   try {
-    const asked = { model: video.model, request: { ...video.request, seed: video.settled.seed } };
-    const again = await call("POST", "/v1/videos", asked);
+    const again = await call("POST", "/v1/videos", orderOfVideo(video, { seed: video.settled.seed }));
     update(again);
     refresh();
     say("Replaying: it waits for its turn.");
@@ -196,6 +197,7 @@ function summary(video, facts) {
   const took = video.started_at && video.completed_at ? duration(video.completed_at - video.started_at) : null;
   const rows = [
     ["Model", video.model],
+    ["Add-ons", Object.values(video.add ?? {}).join(", ")],
     ["Verb", sentence(video.verb ?? facts.task ?? "")],
     ["Seed", `${video.seed ?? facts.seed ?? ""}`],
     ["Size", facts.width && `${facts.width}×${facts.height}`],
@@ -245,6 +247,10 @@ async function showRecipe(video, place) {
     stages.map((stage) => [
       section(`Options${stages.length > 1 ? ` (${stage.stage})` : ""}`, used(stage), true),
       section("LoRAs", flat(stage.request?.loras)),
+      section(
+        "Add-ons",
+        (stage.added ?? []).map(({ slot, file }) => [slot, file]),
+      ),
       section(`Weights${stages.length > 1 ? ` (${stage.stage})` : ""}`, hashes(stage.weights)),
     ]),
     section("Inputs", flat(recipe.inputs)),

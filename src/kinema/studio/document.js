@@ -17,7 +17,7 @@ export const OWNED = new Set([...FIELDS_OF_TRACKS, "start", "end", "control", "i
 const FILES = ["image", "last_image", "video", "mask"];
 const BY_FRAME = ["keyframes", "masks"];
 
-const blank = () => ({ model: null, loras: {}, request: { task: "generate" }, editor: {} });
+const blank = () => ({ model: null, loras: {}, add: {}, request: { task: "generate" }, editor: {} });
 
 /** The names of media that a request uses. */
 export function usedIn(value, found = new Set()) {
@@ -44,7 +44,10 @@ export async function openDocument(changed) {
     prune(state.request, media);
   }
 
-  const snapshot = () => JSON.stringify({ model: state.model, loras: state.loras, request: state.request });
+  const snapshot = () => {
+    const { model, loras, add, request } = state;
+    return JSON.stringify({ model, loras, add, request });
+  };
   function write() {
     clearTimeout(timer);
     timer = setTimeout(store, 250);
@@ -114,9 +117,7 @@ export async function openDocument(changed) {
   /** The document as the service takes it, with the fields of its verb; its media are uploaded first. */
   async function forService(definitions, changes = {}, onProgress) {
     const request = ofVerb(definitions, { ...state.request, ...changes });
-    const table = { kinema_document: VERSION, request, media: {} };
-    if (state.model) table.model = state.model;
-    if (Object.keys(state.loras).length) table.loras = state.loras;
+    const table = { kinema_document: VERSION, ...named(state), request, media: {} };
     for (const key of usedIn(request))
       table.media[key] = { name: media.get(key)?.name ?? key, asset: await asset(key, onProgress) };
     return table;
@@ -127,9 +128,7 @@ export async function openDocument(changed) {
   /** The document's file: JSON with all media in it. */
   async function text(definitions) {
     const request = ofVerb(definitions, state.request);
-    const table = { kinema_document: VERSION, ...(state.model ? { model: state.model } : {}) };
-    if (Object.keys(state.loras).length) table.loras = state.loras;
-    Object.assign(table, { request, media: {} });
+    const table = { kinema_document: VERSION, ...named(state), request, media: {} };
     let total = 0;
     for (const key of usedIn(request)) {
       const medium = media.get(key);
@@ -164,6 +163,7 @@ export async function openDocument(changed) {
       (_, whole) => {
         whole.model = table.model ?? null;
         whole.loras = { ...table.loras };
+        whole.add = { ...table.add };
         whole.request = { task: "generate", ...request };
       },
       { what: "all" },
@@ -214,6 +214,12 @@ export function ofVerb(definitions, request) {
   const found = Object.fromEntries(Object.entries(request).filter(([name]) => allowed(name)));
   if (found.masks || found.mask) delete found.region;
   return found;
+}
+
+/** The model, LoRAs and add-ons of a document, as far as there are any. */
+function named({ model, loras, add }) {
+  const parts = Object.entries({ model, loras, add });
+  return Object.fromEntries(parts.filter(([, value]) => value && (value === model || Object.keys(value).length)));
 }
 
 function tidy(request) {

@@ -1,6 +1,6 @@
 // One control for each type of field. A control is {element, input, write(value)}; it calls change(value) when the user acts.
 
-import { namedSizes, defaultsOf, isHere, isLora, isModel } from "./catalogue.js";
+import { addOnsFor, namedSizes, defaultsOf, isHere, isLora, isModel } from "./catalogue.js";
 import { fill, h, icon, iconButton, newId } from "./dom.js";
 import { fileControl, framesControl } from "./files.js";
 import { regionControl } from "./region.js";
@@ -283,6 +283,46 @@ function lorasControl(field, context) {
   return { ...made, refresh: made.redraw };
 }
 
+/** Add-ons of the model, each chosen together with its slot. */
+function addOnsControl(field, context) {
+  const textOf = ({ slot, name }) => (slot ? `${slot}=${name}` : "");
+  function parts(row, changed) {
+    const offered = addOnsFor(context.model(), context.models());
+    if (row.slot && !offered.some((each) => textOf(each) === textOf(row))) offered.unshift({ ...row });
+    const slots = [...new Set(offered.map((each) => each.slot))];
+    const group = (slot) =>
+      h(
+        "optgroup",
+        { label: `Slot ${slot}` },
+        offered
+          .filter((each) => each.slot === slot)
+          .map((each) => h("option", { value: textOf(each) }, each.name)),
+      );
+    const choose = () => {
+      Object.assign(row, offered.find((each) => textOf(each) === chosen.value) ?? { slot: "", name: "" });
+      changed();
+    };
+    const chosen = h(
+      "select",
+      { "aria-label": "Add-on", onchange: choose },
+      h("option", { value: "" }, "choose…"),
+      slots.map(group),
+    );
+    chosen.value = textOf(row);
+    return [chosen];
+  }
+  const made = rowsControl(field, context, () => ({ slot: "", name: "" }), parts, "Add an add-on");
+  const none = h("p", { class: "muted" }, "There are no add-ons for this model here.");
+  function refresh() {
+    const offers = addOnsFor(context.model(), context.models()).length > 0;
+    made.input.hidden = !offers;
+    none.hidden = offers;
+    made.redraw();
+  }
+  refresh();
+  return { ...made, element: h("div", { class: "stack" }, made.element, none), refresh };
+}
+
 const CONTROLS = {
   long_text: longText,
   integer: numberControl,
@@ -299,4 +339,5 @@ const CONTROLS = {
   numbers: pairsByName,
   mapping: extraControl,
   loras: lorasControl,
+  add_ons: addOnsControl,
 };

@@ -1,6 +1,6 @@
 // Frames of a clip by their place in time, decoded one by one and kept while there is room.
 
-import { frameAt, stillOf, videoOf } from "./stills.js";
+import { clipOf, stillOf } from "./stills.js";
 
 const SIDE = 640;
 const ROOM = 64 * 2 ** 20;
@@ -11,7 +11,7 @@ const ROOM = 64 * 2 ** 20;
  */
 export function framesOf(file, arrived) {
   const found = new Map();
-  let video = null;
+  let clip = null;
   let still = null;
   let queue = [];
   let busy = false;
@@ -23,19 +23,16 @@ export function framesOf(file, arrived) {
     if (busy || gone) return;
     busy = true;
     try {
-      if (!video && !still) {
+      if (!clip && !still) {
         if (file.kind === "image") still = await stillOf(file);
-        else video = await videoOf(file);
-        if (video)
-          most = Math.max(
-            24,
-            Math.floor(ROOM / (4 * Math.min(SIDE, video.videoWidth) * Math.min(SIDE, video.videoHeight))),
-          );
+        else clip = await clipOf(file);
+        if (clip)
+          most = Math.max(24, Math.floor(ROOM / (4 * Math.min(SIDE, clip.width) * Math.min(SIDE, clip.height))));
       }
       while (queue.length && !gone) {
         const seconds = queue.shift();
         if (found.has(key(seconds))) continue;
-        found.set(key(seconds), still ?? (await frameAt(video, seconds, SIDE)));
+        found.set(key(seconds), still ?? (await clip.frame(seconds, SIDE)));
         while (found.size > most) found.delete(found.keys().next().value);
         if (!gone) arrived();
       }
@@ -65,8 +62,7 @@ export function framesOf(file, arrived) {
       gone = true;
       queue = [];
       found.clear();
-      video?.removeAttribute("src");
-      video?.load();
+      clip?.close();
     },
   };
 }

@@ -9,6 +9,7 @@ import { isFinal } from "./events.js";
 import { card } from "./card.js";
 import { counted, sentence } from "./format.js";
 import { forget, refresh, subscribe } from "./jobs.js";
+import { orderOfVideo } from "./order.js";
 import { STATES } from "./screen.js";
 import { seedGrid } from "./seedgrid.js";
 import { remember, remembered } from "./store.js";
@@ -189,7 +190,7 @@ function gallery(defined) {
   }
   /** Choose a clip to compare; the second one opens the comparison. */
   function pick(video) {
-    if (first?.id === video.id) first = null;
+    if (first?.id === video.id && (first.clip ?? 0) === (video.clip ?? 0)) first = null;
     else if (first) {
       const other = first;
       first = null;
@@ -240,12 +241,11 @@ function gallery(defined) {
     toast("The clip was deleted.", { action: { label: "Undo", run: undo }, stays: UNDO });
   }
   async function startGrid(video, count) {
-    const { seed, ...request } = video.request;
     const found = [];
     const seeds = crypto.getRandomValues(new Uint32Array(count));
     try {
       for (const each of seeds)
-        found.push((await call("POST", "/v1/videos", { model: video.model, request: { ...request, seed: each } })).id);
+        found.push((await call("POST", "/v1/videos", orderOfVideo(video, { seed: each }))).id);
     } catch (error) {
       failed(error);
     }

@@ -21,6 +21,7 @@ export function inspector({ doc, selected, count, setSpan, removeSpan, takes, so
     if (state === drawnSpan && spanPlace.contains(document.activeElement)) return;
     drawnSpan = state;
     if (key === null) return;
+    const focused = spanPlace.contains(document.activeElement) ? document.activeElement.dataset.part : null;
     const [first, last] = parseSpan(key, count());
     const [textId, fromId, toId] = ["span", "from", "to"].map(newId);
     const merge = `text-${performance.now()}`;
@@ -38,6 +39,7 @@ export function inspector({ doc, selected, count, setSpan, removeSpan, takes, so
       const input = h("input", {
         id,
         type: "number",
+        dataset: { part: ["from", "to"][at] },
         min: 0,
         max: count() - 1,
         step: 1,
@@ -64,6 +66,7 @@ export function inspector({ doc, selected, count, setSpan, removeSpan, takes, so
         iconButton("trash", "Remove this prompt", () => removeSpan(selected())),
       ),
     );
+    if (focused) spanPlace.querySelector(`[data-part=${focused}]`).focus();
   }
   function drawClip() {
     const clip = source();

@@ -45,10 +45,9 @@ export function refresh() {
 async function ask() {
   clearTimeout(timer);
   try {
-    const [list, queue] = await Promise.all([
-      call("GET", `/v1/videos?limit=${RECENT}&order=desc`),
-      call("GET", "/v1/queue"),
-    ]);
+    // One after the other: a job that is removed meanwhile is in the list and not in the queue, and not asked for again.
+    const list = await call("GET", `/v1/videos?limit=${RECENT}&order=desc`);
+    const queue = await call("GET", "/v1/queue");
     const known = new Set(list.data.map((each) => each.id));
     const missing = [...queue.running, ...queue.queued].filter((id) => !known.has(id)).slice(0, 100);
     const older = await Promise.all(missing.map((id) => call("GET", `/v1/videos/${id}`).catch(() => null)));

@@ -2,12 +2,13 @@
 
 import { call } from "./api.js";
 import { definitions, models } from "./catalogue.js";
+import { clipFile } from "./clips.js";
 import { fill, h, icon } from "./dom.js";
 import { dropAnywhere } from "./drop.js";
 import { isFinal } from "./events.js";
 import { sentence } from "./format.js";
 import { current, forget, refresh, subscribe, update } from "./jobs.js";
-import { valuesOf } from "./order.js";
+import { orderOfVideo, valuesOf } from "./order.js";
 import { STATES, screen } from "./screen.js";
 import { settingsPanel } from "./settings.js";
 import { remember, remembered } from "./store.js";
@@ -24,10 +25,9 @@ export function setForm(verb, values) {
   remember("values", values);
 }
 
-/** Use a job's clip as the input of a verb in the form that Make shows next. */
-export function setInput(verb, video) {
-  const { frames, fps, width, height } = { ...video.settled, ...video.result };
-  const file = { id: video.id, name: video.prompt || video.id, kind: "video", frames, fps, width, height };
+/** Use a clip of a job as the input of a verb in the form that Make shows next. */
+export async function setInput(verb, video, clip) {
+  const file = await clipFile(video, clip);
   const input = verb === "animate" ? "image" : "video";
   const { start, end, seed, size, frames: count, ...kept } = remembered("values", {});
   setForm(verb, { ...kept, ...(input === "image" && count ? { frames: count } : {}), [input]: file });
@@ -84,26 +84,31 @@ function makeView(defined, rows) {
 
   // ---------------------------------------------------------------------- what to do with a clip
 
-  function actions(video) {
-    const order = video.request && { model: video.model, request: video.request };
+  function actions(video, clip) {
+    const order = video.request && orderOfVideo(video);
     const button = (name, words, onclick) =>
       h("button", { type: "button", class: "quiet", onclick }, icon(name), words);
     return [
-      hasClip(video) && onward(video),
+      hasClip(video) && onward(video, clip),
       order && button("reuse", "Reuse settings", () => reuse(order)),
       order && hasClip(video) && button("dice", "Again, new seed", () => anew(order)),
       !hasClip(video) && button("retry", "Try again", () => retry(video)),
       button("trash", "Delete", () => remove(video)),
     ];
   }
-  function onward(video) {
+  function onward(video, clip) {
     const names = CONTINUE.map((name) => h("option", { value: name }, sentence(name)));
     const chosen = h("select", { class: "compact", "aria-label": "Use this clip for" });
     chosen.append(h("option", { value: "" }, "Use clip for…"), ...names);
-    chosen.addEventListener("change", () => {
-      setInput(chosen.value, video);
-      settings.apply(remembered("verb"), remembered("values"));
+    chosen.addEventListener("change", async () => {
+      const { value } = chosen;
       chosen.value = "";
+      try {
+        await setInput(value, video, clip());
+        settings.apply(remembered("verb"), remembered("values"));
+      } catch (error) {
+        failed(error);
+      }
     });
     return chosen;
   }
@@ -123,9 +128,9 @@ function makeView(defined, rows) {
     }
   }
   const retry = (video) => queued(`/v1/videos/${video.id}/retry`, {});
-  function anew({ model, request }) {
+  function anew({ request, ...others }) {
     const { seed, ...rest } = request;
-    queued("/v1/videos", { model, request: rest });
+    queued("/v1/videos", { ...others, request: rest });
   }
   function remove(video) {
     forget(video.id);

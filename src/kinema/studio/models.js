@@ -1,7 +1,7 @@
 // The view Models: what is on this machine, what can be fetched, LoRAs and add-ons, and the disk they use.
 
 import { call } from "./api.js";
-import { definitions, defaultsOf, isHere, models } from "./catalogue.js";
+import { addOnsFor, definitions, defaultsOf, isHere, models } from "./catalogue.js";
 import { fill, h, icon } from "./dom.js";
 import { bytes, parameters, sentence } from "./format.js";
 import { go } from "./router.js";
@@ -20,7 +20,7 @@ const ABOUT = {
   preset:
     "Architectures of the supported papers, for tests and training: their clips are noise until they are trained.",
   lora: "Small files that change a model's style or motion. Choose a weight and use it in Make.",
-  "add-on": "Parts that a model loads into a slot.",
+  "add-on": "Parts that a model loads into one of its slots, such as a style.",
 };
 
 export async function mount(root) {
@@ -69,6 +69,21 @@ export async function mount(root) {
     });
   }
 
+  /** Put an add-on into the form, with a model that takes it. */
+  function useAddOn(row) {
+    const values = remembered("values", {});
+    const takes = (model) => addOnsFor(model, [row]).length > 0;
+    const model = [rows.find((each) => each.id === values.model), ...rows.filter(isHere)].find((each) => each && takes(each));
+    if (!model) return void toast(`No model here takes ${row.id}.`, { error: true });
+    const others = (values.model === model.id ? (values.add ?? []) : []).filter((each) => each.slot !== row.slot);
+    remember("values", { ...values, model: model.id, add: [...others, { slot: row.slot, name: row.id }] });
+    toast(`${row.id} is in the form, with the model ${model.id}.`, {
+      action: { label: "Go to Make", run: () => go("make") },
+    });
+    draw();
+    return undefined;
+  }
+
   function facts(row) {
     const own = defaultsOf(row);
     return [
@@ -110,7 +125,15 @@ export async function mount(root) {
   function buttons(row) {
     if (running(row)) return transfer(row);
     if (row.kind === "lora") return loraButtons(row);
-    if (row.kind === "add-on") return h("span", { class: "muted" }, row.slot ? `slot ${row.slot}` : "");
+    if (row.kind === "add-on")
+      return [
+        h("span", { class: "muted" }, `slot ${row.slot}`),
+        h(
+          "button",
+          { type: "button", class: "quiet", onclick: () => useAddOn(row), "aria-label": `Use ${row.id}` },
+          "Use",
+        ),
+      ];
     if (isHere(row))
       return h(
         "button",

@@ -1,4 +1,4 @@
-// Between the values of a form and an order of the service: {model, request}.
+// Between the values of a form and an order of the service: {model, add, request}.
 
 /** Whether a value is the field's default, and need not be sent. */
 export function isDefault(field, value) {
@@ -17,9 +17,16 @@ export function orderOf(definitions, verb, values) {
   for (const field of fieldsOf(definitions, verb)) {
     const value = values[field.name];
     if (field.name === "model" || field.name === "width" || field.name === "height") continue;
-    if (!isDefault(field, value)) put(order.request, field, value);
+    if (isDefault(field, value)) continue;
+    if (field.name === "add") order.add = toPlain(field, value);
+    else put(order.request, field, value);
   }
   return order;
+}
+
+/** The order that gave a video, with changes of its request: to repeat it, or to put it into a form. */
+export function orderOfVideo({ model, add, request }, changes = {}) {
+  return { model, ...(Object.keys(add ?? {}).length ? { add } : {}), request: { ...request, ...changes } };
 }
 
 function put(request, field, value) {
@@ -61,6 +68,12 @@ function toPlain(field, value) {
         value.filter((each) => each.name),
         "name",
         (each) => each.weight ?? 1,
+      );
+    case "add_ons":
+      return table(
+        value.filter((each) => each.slot),
+        "slot",
+        (each) => each.name,
       );
     case "numbers":
       return table(
@@ -104,6 +117,7 @@ const TO_FORM = {
     Object.entries(value).map(([frame, id]) => ({ frame: Number(frame), file: { id, name: id } })),
   texts_by_frame: (value) => Object.entries(value).map(([frames, text]) => ({ frames, text })),
   loras: (value) => Object.entries(value).map(([name, weight]) => ({ name, weight })),
+  add_ons: (value) => Object.entries(value).map(([slot, name]) => ({ slot, name })),
   numbers: (value) => Object.entries(value).map(([key, each]) => ({ key, value: `${each}` })),
   mapping: (value) =>
     Object.entries(value).map(([key, each]) => ({
@@ -115,9 +129,10 @@ const TO_FORM = {
 const usable = (value) => !(Array.isArray(value) && value.includes(null));
 
 /** The verb and values of an order, for a form: {verb, values}. */
-export function valuesOf(definitions, { model, request }) {
+export function valuesOf(definitions, { model, add = {}, request }) {
   const { task: verb = "generate", width, height, size, extra = {}, ...rest } = request;
   const values = { model };
+  if (Object.keys(add).length) values.add = TO_FORM.add_ons(add);
   if (size) values.size = { name: size };
   else if (width || height) values.size = { width: width ?? null, height: height ?? null };
   const others = { ...extra };
@@ -125,7 +140,7 @@ export function valuesOf(definitions, { model, request }) {
     const [outer, inner] = field.place.split(".");
     const found = inner
       ? others[inner]
-      : outer === "extra" || outer === "model" || outer === "size"
+      : ["extra", "model", "size", "add"].includes(outer)
         ? undefined
         : rest[outer];
     if (inner) delete others[inner];
@@ -136,8 +151,11 @@ export function valuesOf(definitions, { model, request }) {
   return { verb, values };
 }
 
-/** The settings in a clip's recipe, without its files: {verb, values, inputs: names of files it had}. */
-export function valuesOfRecipe(definitions, recipe) {
+/**
+ * The settings in a clip's recipe, without its files: {verb, values, inputs: names of files it had}. ``own(model)`` gives
+ * the add-ons that a model has by itself, by slot.
+ */
+export function valuesOfRecipe(definitions, recipe, own = () => ({})) {
   const stages = recipe.stages ?? [];
   const base = stages.find((each) => each.stage === "base") ?? stages[0];
   if (!base?.request) return null;
@@ -145,7 +163,10 @@ export function valuesOfRecipe(definitions, recipe) {
   for (const name of ["image", "last_image", "video", "mask", "keyframes", "masks"]) delete request[name];
   const second = stages.find((each) => each.stage === "super-resolution");
   if (second && base !== second) request.super_resolution = second.model;
-  return { ...valuesOf(definitions, { model: base.model, request }), inputs: Object.keys(recipe.inputs ?? {}) };
+  if (base.loras?.length) request.loras ??= Object.fromEntries(base.loras.map(({ file, weight }) => [file, weight]));
+  const others = (base.added ?? []).filter(({ slot, file }) => !own(base.model)[slot]?.endsWith(file));
+  const add = Object.fromEntries(others.map(({ slot, file }) => [slot, file]));
+  return { ...valuesOf(definitions, { model: base.model, add, request }), inputs: Object.keys(recipe.inputs ?? {}) };
 }
 
 /** A recipe as it is stored: JSON, with the Infinity and NaN that Python writes as null. */

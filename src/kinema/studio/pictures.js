@@ -18,7 +18,7 @@ export function pictures({ given, doc, source, startOf, fps, count, redraw }) {
     if (!medium) return null;
     if (medium.id || !medium.blob) return { id: medium.id, kind: medium.kind };
     if (!urls.has(key)) urls.set(key, URL.createObjectURL(medium.blob));
-    return { url: urls.get(key), kind: medium.kind };
+    return { url: urls.get(key), kind: medium.kind, blob: medium.blob };
   }
   /** The still of a medium, as a canvas; null until it is decoded. */
   function still(key) {

@@ -1,6 +1,6 @@
 // What an order would give and cost, while it is typed: asked for after a pause, and forgotten if it is stale.
 
-import { call } from "./api.js";
+import { planOf } from "./api.js";
 import { fill, h, icon } from "./dom.js";
 import { bytes, counted, duration, sentence } from "./format.js";
 import { remember, remembered } from "./store.js";
@@ -51,7 +51,7 @@ export function planPanel({ refused, accepted }) {
     if (!facts.querySelector(".fact")) fill(facts, h("span", { class: "muted" }, "Planning…"));
     timer = setTimeout(async () => {
       try {
-        show(await call("POST", "/v1/videos/plan", order, signal));
+        show(await planOf(order, signal));
         accepted();
       } catch (error) {
         if (error.name === "AbortError" || signal.aborted) return;

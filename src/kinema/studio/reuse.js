@@ -1,6 +1,7 @@
 // The settings of a clip that Kinema generated, read from the recipe inside the file.
 
 import { open } from "./api.js";
+import { defaultsOf, models } from "./catalogue.js";
 import { fill, h } from "./dom.js";
 import { parseRecipe, valuesOfRecipe } from "./order.js";
 
@@ -9,7 +10,10 @@ export async function settingsIn(definitions, value) {
   if (value?.kind !== "video" || !value.id.startsWith("asset-")) return null;
   try {
     const response = await open(`/v1/assets/${value.id}/recipe`);
-    return valuesOfRecipe(definitions, parseRecipe(await response.text()));
+    if (response.status === 204) return null;
+    const rows = await models();
+    const own = (name) => defaultsOf(rows.find((row) => row.id === name)).add_ons ?? {};
+    return valuesOfRecipe(definitions, parseRecipe(await response.text()), own);
   } catch {
     return null;
   }

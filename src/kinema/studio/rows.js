@@ -6,7 +6,7 @@ import { fill, h, iconButton } from "./dom.js";
 export function rowsControl(field, { change }, blank, parts, add) {
   let rows = [];
   const list = h("div", { class: "rows" });
-  const more = h("button", { type: "button", class: "quiet small", onclick: append }, add);
+  const more = h("button", { type: "button", class: "quiet small", "aria-label": add, onclick: append }, add);
   const changed = () => change(structuredClone(rows));
   function append() {
     rows.push(blank());

@@ -1,12 +1,12 @@
 // The job that the page looks at: its preview and progress while it runs, then its clip and what to do with it.
 
 import { call, contentPath, download } from "./api.js";
+import { clipView } from "./clips.js";
 import { fill, h, icon } from "./dom.js";
 import { follow, isFinal } from "./events.js";
 import { duration, sentence } from "./format.js";
 import { update } from "./jobs.js";
 import { clipFacts } from "./plan.js";
-import { player } from "./player.js";
 import { previewCanvas } from "./preview.js";
 import { hasClip } from "./thumb.js";
 import { announce, failed, toast } from "./toast.js";
@@ -34,8 +34,13 @@ const FORMATS = [
   ["zip", "zip", "Frames as PNG (zip)"],
   ["recipe", "json", "Recipe (JSON)"],
 ];
+/** What holds all clips of a batch. */
+const WHOLE = new Set(["zip", "recipe"]);
 
-/** The panel: {element, watch(video or null), destroy()}. ``actions(video)`` gives buttons for a finished clip. */
+/**
+ * The panel: {element, watch(video or null), destroy()}. ``actions(video, clip)`` gives buttons for a finished job, of
+ * which clip() is shown.
+ */
 export function screen({ actions, empty }) {
   const element = h("section", { class: "screen", "aria-label": "Clip" });
   let stop = new AbortController();
@@ -88,21 +93,15 @@ export function screen({ actions, empty }) {
     const result = video.result ?? {};
     const words = { ...settled, ...Object.fromEntries(Object.entries(result).filter(([, value]) => value !== null)) };
     const parts = [];
+    let made = null;
     if (hasClip(video)) {
-      const made = player({
-        path: contentPath(video.id),
-        fps: words.fps,
-        frames: words.frames,
-        width: words.width,
-        height: words.height,
-        label: video.prompt || "Clip",
-      });
+      made = clipView(video, words);
       cleanup.push(made.destroy);
       parts.push(made.element);
     } else parts.push(h("div", { class: "screen-frame blank" }, icon(video.status === "failed" ? "close" : "make")));
     if (video.status !== "completed") parts.push(ending(video));
     parts.push(caption(video, words));
-    parts.push(h("div", { class: "actions" }, hasClip(video) && downloads(video), actions(video)));
+    parts.push(h("div", { class: "actions" }, made && downloads(video, made.clip), actions(video, made?.clip)));
     fill(element, parts);
   }
 
@@ -143,8 +142,8 @@ function caption(video, words) {
   );
 }
 
-/** The menu of formats to save. */
-export function downloads(video) {
+/** The menu of formats to save; clip() is the one of a batch that is saved. */
+export function downloads(video, clip) {
   const name =
     (video.prompt || video.id)
       .toLowerCase()
@@ -176,7 +175,8 @@ export function downloads(video) {
     const slow = setTimeout(() => (converting = toast(`Writing the ${suffix}…`, { stays: 300_000 })), 600);
     let converting = null;
     try {
-      await download(contentPath(video.id, variant), `${name}.${suffix}`);
+      const one = WHOLE.has(variant) ? 0 : clip();
+      await download(contentPath(video.id, variant, one), `${name}${one ? `-${one + 1}` : ""}.${suffix}`);
     } catch (error) {
       failed(error);
     } finally {
@@ -298,7 +298,8 @@ function stageList(settled) {
     at(phase, stage) {
       const name = phase === "sample" ? `sample ${stages.includes(stage) ? stage : stages[0]}` : phase;
       const now = order.indexOf(name);
-      if (now < reached && phase !== "sample") return; // a later stage loads and decodes again
+      if (phase === "decode" && stage !== stages.at(-1)) return; // a later stage samples after it
+      if (now < reached) return; // a later stage loads and reads again
       reached = Math.max(reached, now);
       items.forEach((each, at) => {
         each.classList.toggle("done", at < reached);

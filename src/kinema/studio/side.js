@@ -42,6 +42,7 @@ export function sidePanel({ doc, defined, rows, model, setVerb }) {
         const { loras, ...next } = order.request;
         whole.model = order.model;
         whole.loras = loras ?? {};
+        whole.add = order.add ?? {};
         whole.request = { ...next, ...kept };
         const all = { ...next.extra, ...extra };
         if (Object.keys(all).length) whole.request.extra = all;
@@ -52,10 +53,10 @@ export function sidePanel({ doc, defined, rows, model, setVerb }) {
   function draw() {
     const verb = doc.request.task;
     chosen.value = verb;
-    const { loras, request, model: named } = doc.state;
+    const { loras, add, request, model: named } = doc.state;
     const rest = Object.fromEntries(Object.entries(request).filter(([key]) => !OWNED.has(key)));
     const full = { ...rest, ...(Object.keys(loras).length ? { loras } : {}) };
-    values = valuesOf(own, { model: named ?? defined.fields.model.default, request: full }).values;
+    values = valuesOf(own, { model: named ?? defined.fields.model.default, add, request: full }).values;
     const fields = form(own, verb, { values: () => values, changed, model, models: () => rows, taken: null });
     fill(place, fields.element);
   }

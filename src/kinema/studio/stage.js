@@ -31,7 +31,7 @@ export function stage(context) {
   const keys = h(
     "p",
     { id: "stage-keys", class: "visually-hidden" },
-    "Left and right go to other frames. With the brush or eraser, arrows move the brush, space paints, [ and ] change its size.",
+    "Left and right go to other frames. With the brush or eraser, arrows move the brush, space paints, [ and ] change its size. With the region tool, Enter makes a box, which arrows move.",
   );
   const element = h("div", { class: "stage-frame" }, fitted, hint, live, keys);
   let tool = "look";
@@ -144,17 +144,23 @@ export function stage(context) {
   canvas.addEventListener("keydown", async (event) => {
     const by = event.shiftKey ? 0.1 : 0.02;
     const moves = { ArrowLeft: [-by, 0], ArrowRight: [by, 0], ArrowUp: [0, -by], ArrowDown: [0, by] };
-    if (!pen()) return;
+    if (tool === "region" && event.key === "Enter") {
+      if (!context.region()) context.setRegion([0.25, 0.25, 0.75, 0.75]);
+      box.focus();
+      event.preventDefault();
+      return;
+    }
+    if (!pen() || !(moves[event.key] || event.key === " ")) return;
+    event.preventDefault();
+    event.stopPropagation(); // at once: elsewhere the space bar plays
     if (moves[event.key]) {
       const [x, y] = moves[event.key];
       ringAt({ x: Math.min(1, Math.max(0, cursor.x + x)), y: Math.min(1, Math.max(0, cursor.y + y)) });
-    } else if (event.key === " ") {
+    } else {
       begin(cursor);
       await end();
       announce(tool === "brush" ? "Painted" : "Erased");
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
+    }
   });
 
   return {

@@ -1,6 +1,6 @@
 // The view Timeline: one document, its frames large, tracks below, settings at the side; see document.js.
 
-import { call } from "./api.js";
+import { call, planOf } from "./api.js";
 import { definitions, defaultsOf, models } from "./catalogue.js";
 import { openDocument, sweep } from "./document.js";
 import { fill, h, icon, iconButton } from "./dom.js";
@@ -232,6 +232,7 @@ function timeline(doc, defined, rows, signal) {
   // ------------------------------------------------------------------------------- changes
 
   function changed(what) {
+    if (what === "all") plan = null; // another verb or clip has another rate and size
     const before = plan;
     if (what === "all") side.draw();
     if (selected && !(selected in (doc.request.prompt_spans ?? {}))) selected = null;
@@ -267,7 +268,7 @@ function timeline(doc, defined, rows, signal) {
     job.say(missing);
     if (missing && missing !== NO_PROMPT) return;
     try {
-      const found = await call("POST", "/v1/videos/plan", {
+      const found = await planOf({
         document: await doc.forService(defined, missing ? { prompt: "clip" } : {}),
       });
       if (mine !== queued || signal.aborted) return;

@@ -1,6 +1,7 @@
 // Generate, in the timeline: what it will take, the job that runs, and its clip in the frames.
 
 import { call } from "./api.js";
+import { countOf } from "./clips.js";
 import { fill, h, icon } from "./dom.js";
 import { follow, isFinal } from "./events.js";
 import { duration, sentence } from "./format.js";
@@ -109,6 +110,7 @@ export function jobPanel({ doc, defined, images, verb, needed }) {
     if (watched.status === "completed" || watched.result) {
       const facts = { ...watched.settled, ...watched.result };
       images.result({ id: watched.id, frames: facts.frames, fps: facts.fps });
+      if (countOf(watched) > 1) say(`The first of ${countOf(watched)} clips is shown; all are in the gallery.`);
       announce("The clip is done");
     } else if (watched.status === "failed") say(sentence(watched.error?.message ?? "the job failed"), true);
     element.dataset.done = watched.status;

@@ -1,6 +1,6 @@
 // A grid of any number of cards of which only those near the window exist.
 
-import { fill, h } from "./dom.js";
+import { h } from "./dom.js";
 
 const GAP = 16;
 const LEAST = 220;
@@ -52,12 +52,18 @@ export function virtualGrid(label, make) {
       return item;
     });
     if (items.some((item, at) => list.children[at] !== item) || list.childElementCount !== items.length) {
-      fill(list, items);
+      place(items);
       if (button)
         list
           .querySelector(`[data-card="${CSS.escape(button.id)}"] [data-part="${button.name}"]`)
           ?.focus({ preventScroll: true });
     }
+  }
+  /** Put these cards into the list; those that are there already stay as they are. */
+  function place(items) {
+    const wanted = new Set(items);
+    for (const item of [...list.children]) if (!wanted.has(item)) item.remove();
+    items.forEach((item, at) => list.children[at] === item || list.insertBefore(item, list.children[at] ?? null));
   }
   const later = () => (waiting ||= requestAnimationFrame(draw));
   const watcher = new ResizeObserver(() => {

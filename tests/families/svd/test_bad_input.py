@@ -44,7 +44,7 @@ def test_an_invalid_image_is_rejected(content, capsys):
         (["--fps", "0"], "fps is 0; expected 0.1 to 240"),
         (["--fps", "-7"], "fps is -7"),
         (["--extra", "motion-bucket=1000000"], "motion-bucket is 1000000; expected a number from 0 to 255"),
-        (["--motion", "1000000"], "motion-bucket is 1000000.0; expected a number from 0 to 255"),
+        (["--motion", "1000000"], "--motion is 1000000.0; expected a number from 0 to 255"),
         (["--extra", "motion-bucket=fast"], "motion-bucket is 'fast'"),
         (["--extra", "augmentation=nan"], "augmentation is"),
         (["--extra", "anchor=3"], "anchor is 3; expected true or false"),

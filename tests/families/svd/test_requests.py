@@ -314,4 +314,4 @@ def test_motion_sets_the_motion_bucket(media, tmp_path, capsys):
     assert (
         main(["generate", "a ball", "--model", "zoetrope/tiny", "--motion", "40", "-o", str(tmp_path / "c.mp4")]) == 2
     )
-    assert "zoetrope has no option 'motion" in capsys.readouterr().err
+    assert "zoetrope has no option --motion;" in capsys.readouterr().err

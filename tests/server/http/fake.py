@@ -197,10 +197,13 @@ class FakeEngine:
 
     # files
 
-    def content(self, video_id, variant):
+    def content(self, video_id, variant, clip=0):
         if not self.get(video_id).result:
             raise unknown(f"clip of {video_id} yet")
-        return self.folder / "jobs" / video_id / variant
+        path = self.folder / "jobs" / video_id / variant
+        if clip:
+            path.with_name(f"{variant}-{clip}").write_bytes(path.read_bytes() + bytes([clip]))
+        return path.with_name(f"{variant}-{clip}") if clip else path
 
     @property
     def uploads_folder(self):

@@ -146,6 +146,8 @@ def references() -> Iterator[tuple[str, bytes]]:
         "keyframes": lambda each: post({"verb": "animate", "keyframes": {"3": each}}),
         "loras": lambda each: post({"loras": {each: 1.0}}),
         "lora": lambda each: post({"lora": {"name": each}}),
+        "add": lambda each: post({"add": {"style": each}}),
+        "add-slot": lambda each: post({"add": {each: "style"}}),
         "lora-path": lambda each: post({"lora": {"name": "ball", "path": each}}),
         "file_id": lambda each: post({"input_reference": {"file_id": each}}),
         "image_url": lambda each: post({"input_reference": {"image_url": each}}),

@@ -10,7 +10,7 @@ import pytest
 from hostile import PLACES
 from over import PNG, Http, message, run
 
-from kinema.server.http.bodies import checked, listed
+from kinema.server.http.bodies import add_ons, checked, listed
 from kinema.server.http.errors import FieldError, Public
 from kinema.server.settings import Settings
 
@@ -136,6 +136,9 @@ async def test_a_remix_replaces_a_named_size_and_a_named_size_replaces_pixels(tm
 def test_no_path_and_no_url_is_a_name_or_an_identifier(place):
     with pytest.raises(FieldError, match="expected a name that /v1/models lists"):
         listed("model", place)
+    with pytest.raises(FieldError, match="add style is .*; expected a name that /v1/models lists") as refused:
+        add_ons({"style": place})
+    assert refused.value.param == "add"
     for request in ({"image": place}, {"keyframes": {"3": place}}, {"loras": {place: 1.0}}, {"image_model": place}):
         with pytest.raises(FieldError):
             checked({"task": "animate", **request}, {})
@@ -146,6 +149,46 @@ def test_a_listed_file_of_the_name_of_a_model_can_be_named():
     for name in ("./", "././vdm", "./.hidden", ".//etc", "./~"):
         with pytest.raises(FieldError, match="expected a name that /v1/models lists"):
             listed("model", name)
+
+
+@run
+async def test_add_ons_are_named_by_slot_in_json_forms_and_requests(tmp_path):
+    async with Http(tmp_path) as http:
+        add = {"style": "night", "controlnet.depth": "depth.safetensors"}
+        assert (await http.create(add=add))["add"] == add
+        assert (await http.create())["add"] == {}
+        answer = await http.post("/v1/videos", json={"request": {"prompt": "x"}, "add": add})
+        assert answer.json()["add"] == add
+        form = {"prompt": (None, "x"), "add[style]": (None, "night"), "add[controlnet.depth]": (None, "d.safetensors")}
+        answer = await http.post("/v1/videos", files=form)
+        assert answer.json()["add"] == {"style": "night", "controlnet.depth": "d.safetensors"}
+        for given, words in (
+            ({"add": ["night"]}, "expected an object"),
+            ({"add": {"style": 3}}, "add style is 3; expected a name"),
+            ({"add": {"../x": "night"}}, "add has the slot '../x'; expected one such as motion or controlnet.depth"),
+            ({"add": {f"controlnet.c{n}": "night" for n in range(33)}}, "add has 33 slots; expected at most 32"),
+        ):
+            answer = await http.post("/v1/videos", json={"prompt": "x", **given})
+            assert answer.status_code == 400
+            assert words in message(answer)
+            assert answer.json()["error"]["param"] == "add"
+
+
+@run
+async def test_a_clip_of_the_service_is_changed_by_its_model_with_its_add_ons(tmp_path):
+    async with Http(tmp_path) as http:
+        source = await http.finished(model="svd-pocket", add={"style": "night"})
+        for given, model, add in (
+            ({}, "svd-pocket", {"style": "night"}),
+            ({"add": {}}, "svd-pocket", {}),
+            ({"model": "zoetrope"}, "zoetrope", {}),
+        ):
+            body = {"prompt": "y", "video": {"id": source["id"]}, **given}
+            for answer in (
+                await http.post("/v1/videos/edits", json=body),
+                await http.post(f"/v1/videos/{source['id']}/remix", json={"prompt": "y", **given}),
+            ):
+                assert (answer.json()["model"], answer.json()["add"]) == (model, add), answer.text
 
 
 @run

@@ -69,6 +69,17 @@ async def test_loras_of_a_document_are_those_of_the_order(tmp_path):
 
 
 @run
+async def test_add_ons_of_a_document_are_those_of_the_order_and_of_its_own_document(tmp_path):
+    async with Http(tmp_path) as http:
+        given = {**document(prompt="a star"), "add": {"style": "night"}}
+        video = await http.finished(document=given, prompt=None)
+        assert video["add"] == {"style": "night"}
+        assert (await http.create(document=given, add={}, prompt=None))["add"] == {}
+        found = (await http.get(f"/v1/videos/{video['id']}/document")).json()
+        assert found["add"] == {"style": "night"}
+
+
+@run
 async def test_a_document_may_be_a_file_of_a_form(tmp_path):
     async with Http(tmp_path) as http:
         text = json.dumps(document({"m": embedded()}, task="animate", image="media:m")).encode()

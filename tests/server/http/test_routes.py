@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from over import PNG, Http, lines, run
+from over import PNG, Http, lines, message, run
 
 from kinema.server.http import events
 from kinema.server.jobs import Progress
@@ -226,6 +226,29 @@ async def test_content_has_its_type_a_name_of_the_servers_and_a_validator(tmp_pa
             assert (await http.get(f"{where}?variant={variant}")).headers["content-type"] == kind
 
 
+@run
+async def test_each_clip_of_a_batch_has_its_content(tmp_path):
+    async with Http(tmp_path) as http:
+        video_id = (await http.finished(clips=3))["id"]
+        where = f"/v1/videos/{video_id}/content"
+        first, second = [await http.get(f"{where}?clip={clip}") for clip in (0, 1)]
+        assert second.content == first.content + b"\1"
+        assert second.headers["content-disposition"] == f'attachment; filename="{video_id}-1.mp4"'
+        name = (await http.get(f"{where}?variant=thumbnail&clip=2")).headers["content-disposition"]
+        assert name == f'attachment; filename="{video_id}-2-thumbnail.webp"'
+        for query, status, words in (
+            ("clip=3", 404, f"clip is 3; {video_id} has the clips 0 to 2"),
+            ("clip=-1", 400, "clip is"),
+            ("clip=1&variant=frames", 400, "the variant frames has all clips of a batch; leave clip out"),
+            ("clip=1&variant=zip", 400, "the variant zip has all clips of a batch; leave clip out"),
+        ):
+            answer = await http.get(f"{where}?{query}")
+            assert (answer.status_code, words in message(answer)) == (status, True), answer.text
+        single = (await http.finished())["id"]
+        answer = await http.get(f"/v1/videos/{single}/content?clip=1")
+        assert message(answer) == f"clip is 1; only clip 0 of {single} exists"
+
+
 @pytest.mark.parametrize(
     ("given", "start", "end"),
     [("bytes=0-3", 0, 4), ("bytes=2000-", 2000, 2060), ("bytes=-5", 2055, 2060), ("bytes=9-99999", 9, 2060)],
@@ -275,6 +298,18 @@ async def test_a_clip_that_is_not_there_yet_is_not_found(tmp_path):
 
 
 @run
+async def test_a_plan_answers_a_refused_body_as_an_error_or_if_asked_by_200(tmp_path):
+    async with Http(tmp_path) as http:
+        for body in ({"prompt": "x", "frames": 5000}, {"prompt": "x", "nope": 1}, {"prompt": "x", "model": "other"}):
+            plain = await http.post("/v1/videos/plan", json=body)
+            asked = await http.post("/v1/videos/plan?refusals=true", json=body)
+            assert (plain.status_code, asked.status_code) == (400, 200)
+            assert asked.json() == plain.json()
+        assert (await http.post("/v1/videos/plan?refusals=true", json={"prompt": "x"})).json()["frames"] == 16
+        assert (await http.post("/v1/videos?refusals=true", json={"prompt": "x"})).status_code == 400
+
+
+@run
 async def test_assets_are_uploaded_listed_read_and_removed(tmp_path):
     async with Http(tmp_path) as http:
         asset = (await http.post("/v1/assets", files={"file": ("a.png", PNG)})).json()
@@ -283,7 +318,7 @@ async def test_assets_are_uploaded_listed_read_and_removed(tmp_path):
         assert (await http.get(f"/v1/assets/{asset['id']}")).json() == asset
         content = await http.get(f"/v1/assets/{asset['id']}/content")
         assert (content.content, content.headers["content-type"]) == (PNG, "image/png")
-        assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).status_code == 404
+        assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).status_code == 204
         http.engine.asset(asset["id"])[1].with_name("recipe.json").write_text("{}")
         assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).json() == {}
         assert (await http.client.delete(f"/v1/assets/{asset['id']}")).json()["deleted"]

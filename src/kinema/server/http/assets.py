@@ -18,7 +18,7 @@ from kinema.server.http.openapi import ASSET_BODY, binary
 from kinema.server.http.security import content_type
 from kinema.server.http.service import AssetId, Here, known_query
 from kinema.server.http.videos import page
-from kinema.server.jobs import ASSET_ID, Asset, ServiceError
+from kinema.server.jobs import ASSET_ID, Asset
 from kinema.values import quoted
 
 TYPES = {
@@ -92,10 +92,10 @@ async def content(asset_id: AssetId, request: Request, service: Here) -> Respons
 
 @router.get("/{asset_id}/recipe", response_class=Response, responses=binary("application/json"))
 async def recipe(asset_id: AssetId, request: Request, service: Here) -> Response:
-    """The recipe inside an uploaded clip that Kinema generated."""
+    """The recipe inside an uploaded clip that Kinema generated; 204 if there is none."""
     path = service.engine.asset(asset_id)[1].with_name(RECIPE)
     if not await anyio.Path(path).is_file():
-        raise ServiceError(404, "not_found", f"{asset_id} has no recipe")
+        return Response(status_code=204)
     return await opened(path, f"{asset_id}-recipe.json", "application/json", request.headers)
 
 

@@ -35,6 +35,8 @@ from kinema.values import counted, quoted
 
 VERBS: tuple[TaskName, ...] = get_args(TaskName)
 _SIZE = re.compile(r"([0-9]{1,5})[x×]([0-9]{1,5})")
+_SLOT = re.compile(r"[a-z][a-z0-9-]{0,31}(?:\.[\w-]{1,64})?")
+MAX_ADD_ONS = 32
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{0,9})?")
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40});base64,", re.IGNORECASE)
 _FILE_FIELD = re.compile(rf"document|input_reference|{'|'.join(FILES)}|(?:{'|'.join(BY_FRAME)})\[[0-9]{{1,4}}\]")
@@ -178,9 +180,9 @@ class Bodies:
         if "document" in values:
             values, request = documents.overridden(values, request)
         request["task"] = verb_of(values, request, route)
-        model = self._model(values, request)
+        model, add = self._opened(values, request)
         await self._set_duration(values, request, model, route)
-        return Order(model=model, request=checked(request, names))
+        return Order(model=model, request=checked(request, names), add=add)
 
     async def remix(self, values: Mapping[str, Any], job: Job) -> Order:
         """The order of a finished job with other values; it keeps the seed, so the clip keeps its layout."""
@@ -197,28 +199,34 @@ class Bodies:
         request |= changes
         if values.keys() & {"verb", "task"}:
             request["task"] = verb_of(values, request, CREATE)
-        model = self._model({"model": job.order.model, **values}, request)
+        own = {} if "model" in values else {"model": job.order.model, "add": job.order.add}
+        model, add = self._opened({**own, **values}, request)
         await self._set_duration(values, request, model, CREATE)
-        return Order(model=model, request=checked(request, names), remixed_from=job.id)
+        return Order(model=model, request=checked(request, names), remixed_from=job.id, add=add)
 
     def _given(self, values: Mapping[str, Any]) -> Order:
         """An order whose ``request`` is the JSON form of a `kinema.Request`."""
-        if others := sorted(values.keys() - {"request", "model"}):
+        if others := sorted(values.keys() - {"request", "model", "add"}):
             raise FieldError(f"{others[0]} and request are given; put {others[0]} into request", others[0])
         request = values["request"]
         if not isinstance(request, Mapping):
             raise FieldError(f"request is {quoted(request)}; expected an object", "request")
-        return Order(model=self._model(values, request), request=checked(dict(request), {}))
+        model, add = self._opened(values, request)
+        return Order(model=model, request=checked(dict(request), {}), add=add)
 
-    def _model(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> str:
-        """The name of the model; a clip of the service is changed by the model that it came from, unless named."""
+    def _opened(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[str, Mapping[str, str]]:
+        """The names of the model and its add-ons; a clip of the service is changed by the model that it came from,
+        unless others are named.
+        """
+        add = add_ons(values["add"]) if "add" in values else None
         if "model" in values:
             name = listed("model", values["model"])
-            return self._settings.aliases.get(name, name)
+            return self._settings.aliases.get(name, name), add or {}
         source = request.get("video")
         if isinstance(source, str) and VIDEO_ID.fullmatch(source):
-            return self._engine.get(source).order.model
-        return self._settings.model
+            order = self._engine.get(source).order
+            return order.model, order.add if add is None else add
+        return self._settings.model, add or {}
 
     async def _set_duration(self, values: Mapping[str, Any], request: dict[str, Any], model: str, route: Route) -> None:
         """Set ``frames`` from ``seconds`` and the frame rate: the body's, the source clip's or the model's."""
@@ -376,6 +384,18 @@ def loras(given: Any) -> dict[str, float]:
     return found
 
 
+def add_ons(given: Any) -> dict[str, str]:
+    """Add-ons by slot, as names that /v1/models could list."""
+    if not isinstance(given, Mapping):
+        raise FieldError(f"add is {quoted(given)}; expected an object of slots and names of add-ons", "add")
+    if len(given) > MAX_ADD_ONS:
+        raise FieldError(f"add has {len(given):,} slots; expected at most {MAX_ADD_ONS}", "add")
+    for slot in given:
+        if not _SLOT.fullmatch(slot):
+            raise FieldError(f"add has the slot {quoted(slot)}; expected one such as motion or controlnet.depth", "add")
+    return {slot: listed(f"add {slot}", name) for slot, name in given.items()}
+
+
 def verb_of(values: Mapping[str, Any], request: Mapping[str, Any], route: Route) -> str:
     """The verb that a body names, or that follows from what it gives."""
     if "verb" in values and "task" in values:
@@ -408,7 +428,7 @@ def listed(name: str, value: Any) -> str:
         or ":" in text
         or not text.isprintable()
     ):
-        raise FieldError(f"{name} is {quoted(value)}; expected a name that /v1/models lists", name)
+        raise FieldError(f"{name} is {quoted(value)}; expected a name that /v1/models lists", name.partition(" ")[0])
     return text
 
 

@@ -84,7 +84,7 @@ class Given:
             raise FieldError(str(error), "document") from None
         if self.document.loras:
             request["loras"] = dict(self.document.loras)
-        return {"model": self.document.model, "request": {**request, **self.models}}
+        return {"model": self.document.model, "add": dict(self.document.add), "request": {**request, **self.models}}
 
 
 def _has(entry: Any, key: str) -> bool:
@@ -110,6 +110,8 @@ def overridden(values: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[d
     own = {name: value for name, value in values.items() if name != "document"}
     if "model" not in own and given["model"] is not None:
         own["model"] = given["model"]
+    if given["add"]:
+        own.setdefault("add", given["add"])
     if not own.keys() & {"verb", "task"}:
         own["task"] = given["request"].get("task", "generate")
     request = dict(given["request"])
@@ -153,6 +155,8 @@ def document_of(job: Job, files: Mapping[str, tuple[str, Path]], *, embed: bool)
     request = {name: value for name, value in job.order.request.items() if name not in ("loras", "lora_folder")}
     request = substituted(request, lambda text: _MEDIA + names[text] if text in names else text)
     table: dict[str, Any] = {"kinema_document": VERSION, "model": job.order.model}
+    if job.order.add:
+        table["add"] = dict(job.order.add)
     if loras := job.order.request.get("loras"):
         table["loras"] = loras
     table |= {"request": {**request, "seed": job.settled.seed}, "media": media}

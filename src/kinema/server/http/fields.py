@@ -83,6 +83,12 @@ _VIDEO = {
 SPECIAL = (
     Field("model", str, "name of a model that /v1/models lists; default: the service's"),
     Field(
+        "add",
+        Mapping[str, str],
+        'add-ons of the model by slot, such as {"motion": NAME}, by names that /v1/models lists',
+        schema={"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 32},
+    ),
+    Field(
         "document",
         Mapping[str, Any],
         "document of the studio, whose media are here {name, asset} or {name, sha256, data}; other fields override it; "

@@ -37,6 +37,7 @@ class Video(Open):
     id: str
     object: Literal["video"]
     model: str
+    add: dict[str, str] = Field(description="add-ons of the model by slot")
     status: Status
     progress: int = Field(ge=0, le=100)
     created_at: int

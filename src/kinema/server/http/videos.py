@@ -16,11 +16,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from kinema.document import SUFFIX
+from kinema.schema import BadRequest
 from kinema.server.conversions import FORMATS
 from kinema.server.http import documents, schemas
 from kinema.server.http.bodies import CREATE, EDIT, EXTEND, Route
 from kinema.server.http.contents import opened
-from kinema.server.http.errors import FieldError
+from kinema.server.http.errors import FieldError, answer, refused
 from kinema.server.http.forms import read_json
 from kinema.server.http.openapi import EDIT_BODY, EXTEND_BODY, MOVE_BODY, REMIX_BODY, VIDEO_BODY, binary
 from kinema.server.http.security import content_type
@@ -38,6 +39,8 @@ VARIANTS: dict[str, tuple[str, str]] = {
     **{name: (kind, f".{name}") for name, kind in FORMATS.items()},
 }
 """Media type and suffix of each file of a clip."""
+WHOLE = frozenset({"frames", "recipe", "zip"})
+"""Variants that hold all clips of a batch."""
 DELETE_ATTEMPTS = 8
 FIRST_POLL, SLOWEST_POLL = 0.25, 5.0
 KEEP = Query(description="keep the partial clip of a video that is being generated")
@@ -55,6 +58,7 @@ def video_object(service: Service, job: Job, places: Mapping[str, int] | None = 
         "id": job.id,
         "object": "video",
         "model": job.order.model,
+        "add": dict(job.order.add),
         "status": job.status,
         "progress": max(0, min(100, job.progress)),
         "created_at": int(job.created_at),
@@ -112,14 +116,26 @@ async def create(request: Request, service: Here) -> JSONResponse:
 
 
 @router.post("/plan", response_model=schemas.Plan, openapi_extra=VIDEO_BODY)
-async def plan(request: Request, service: Here) -> dict[str, Any]:
+async def plan(
+    request: Request,
+    service: Here,
+    refusals: Annotated[bool, Query(description="answer a refused body, such as one that is typed, by 200")] = False,
+) -> Response:
     """What a body of /v1/videos would give, and why, without running it. Files of the body are not kept."""
-    async with service.bodies.received(request) as body:
-        try:
-            settled = await service.engine.plan(await service.bodies.order(body.values))
-        finally:
-            await service.bodies.forget(body)
-    return {"object": "video.plan", **service.plain(asdict(settled))}
+    try:
+        async with service.bodies.received(request) as body:
+            try:
+                settled = await service.engine.plan(await service.bodies.order(body.values))
+            finally:
+                await service.bodies.forget(body)
+    except (BadRequest, ServiceError) as error:
+        found = refused(error)
+        if not refusals or found.status != 400:
+            raise
+        plain = answer(found, service.public)
+        plain.status_code = 200
+        return plain
+    return JSONResponse({"object": "video.plan", **service.plain(asdict(settled))})
 
 
 @router.post("/edits", response_model=schemas.Video, openapi_extra=EDIT_BODY)
@@ -194,20 +210,28 @@ async def content(
     request: Request,
     service: Here,
     variant: Annotated[Variant, Query(description="frames: lossless, as a NumPy archive; zip: as png files")] = "video",
+    clip: Annotated[int, Query(ge=0, description="clip of a batch; frames, zip and recipe are of all clips")] = 0,
 ) -> Response:
     """A file of a finished video. Single ranges are supported."""
-    path = await _file(service, video_id, variant)
+    path = await _file(service, video_id, variant, clip)
     kind, suffix = VARIANTS[variant]
-    name = f"{video_id}{suffix}" if variant in ("video", "frames", *FORMATS) else f"{video_id}-{variant}{suffix}"
+    stem = f"{video_id}-{clip}" if clip else video_id
+    name = f"{stem}{suffix}" if variant in ("video", "frames", *FORMATS) else f"{stem}-{variant}{suffix}"
     return await opened(path, name, kind, request.headers)
 
 
-async def _file(service: Service, video_id: str, variant: Any) -> Path:
+async def _file(service: Service, video_id: str, variant: Any, clip: int) -> Path:
+    job = service.engine.get(video_id)
+    if clip >= (count := job.settled.clips):
+        clips = f"only clip 0 of {video_id} exists" if count == 1 else f"{video_id} has the clips 0 to {count - 1}"
+        raise FieldError(f"clip is {clip}; {clips}", "clip", status=404, code="not_found")
+    if clip and variant in WHOLE:
+        raise FieldError(f"the variant {variant} has all clips of a batch; leave clip out", "clip")
     if variant not in FORMATS:
-        return service.engine.content(video_id, variant)
+        return service.engine.content(video_id, variant, clip)
     frames, recipe = (service.engine.content(video_id, each) for each in ("frames", "recipe"))
-    fps = (service.engine.get(video_id).result or {}).get("fps", service.engine.get(video_id).settled.fps)
-    return await service.conversions.path(frames, recipe, fps, variant)
+    fps = (job.result or {}).get("fps", job.settled.fps)
+    return await service.conversions.path(frames, recipe, fps, variant, clip)
 
 
 router.add_api_route("/{video_id}/content", content, methods=["HEAD"], include_in_schema=False)
