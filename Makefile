@@ -18,9 +18,10 @@ GROUND := pyproject.toml constraints.txt
 demo: $(VENV)/.core
 	$(BIN)/kinema generate "a red ball rolls right" -o ball.mp4 --overwrite
 
-# One thread per worker: the tests' tensors are small, and JOBS workers already use all cores.
+# One thread per worker: the tests' tensors are small, and JOBS workers already use all cores. Bytecode is kept: else
+# every worker rewrites all tests, and each of some hundred child processes compiles the package.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
 fuzz: $(VENV)/.test
 	KINEMA_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz

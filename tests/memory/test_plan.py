@@ -175,6 +175,16 @@ def test_with_plentiful_memory_nothing_is_measured(svd):
     assert plan == MemoryPlan(budget=2**40, at_once=True)
 
 
+def test_the_parameters_of_an_untrained_model_are_counted_once(monkeypatch):
+    """Building a small network takes as long as a step of it."""
+    system, built = load("svd", preset="tiny").system, []
+    real = type(system)._on_meta
+    monkeypatch.setattr(type(system), "_on_meta", lambda each: built.append(each) or real(each))
+    assert needs_of(system).upper_bound == needs_of(system, seed=6).upper_bound
+    assert built == [system]
+    assert system.parameters == sum(p.numel() for p in system.model.parameters())
+
+
 def test_loaded_weights_are_not_counted_twice(monkeypatch):
     """The second run finds less memory free, as the first one loaded the weights."""
     system = load("svd", preset="tiny").system

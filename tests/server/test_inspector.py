@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kinema.schema import BadRequest, Clip
 from kinema.server import inspector
@@ -60,6 +60,27 @@ def test_an_image_is_reported(tmp_path):
     assert inspected(tmp_path / "a.png") == {
         "kind": "image", "frames": 1, "fps": None, "height": 5, "width": 7, "recipe": None,
     }  # fmt: skip
+
+
+def test_an_image_has_its_upright_size(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.jpg", exif=exif)
+    assert (inspected(tmp_path / "a.jpg")["height"], inspected(tmp_path / "a.jpg")["width"]) == (7, 5)
+
+
+def test_decoding_loads_no_torch(tmp_path, clip):
+    """Each upload has a process of its own; torch would add a second and 200 MB."""
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    Image.new("I;16", (7, 5)).save(tmp_path / "deep.png")
+    code = (
+        "import sys; from pathlib import Path; from kinema.server.inspector import inspected\n"
+        "for each in sys.argv[1:]: inspected(Path(each))\n"
+        "print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, clip, tmp_path / "a.png", tmp_path / "deep.png"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"
 
 
 def test_more_pixels_than_a_clip_may_have_are_refused_while_decoding(clip, monkeypatch):

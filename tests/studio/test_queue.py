@@ -40,7 +40,7 @@ def queued(server) -> list[str]:
     return ask(server, "/v1/queue")["queued"]
 
 
-def test_the_queue_is_reordered_by_keyboard_and_the_focus_follows(server, opened, waiting):
+def test_the_queue_is_reordered_by_keyboard_and_the_focus_follows(server, waiting, opened):
     first, second, third = waiting
     page = opened("#queue")
     page.wait_for_selector("ol.jobs > li")
@@ -56,7 +56,7 @@ def test_the_queue_is_reordered_by_keyboard_and_the_focus_follows(server, opened
     assert queued(server) == [second, third, first]
 
 
-def test_the_queue_is_reordered_by_dragging(server, opened, waiting):
+def test_the_queue_is_reordered_by_dragging(server, waiting, opened):
     first, second, third = waiting
     page = opened("#queue")
     page.wait_for_selector("ol.jobs > li")
@@ -225,7 +225,7 @@ def test_a_download_shows_its_progress_and_is_cancelled(server, opened):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_no_view_has_a_serious_fault_of_accessibility(opened, waiting, view):
+def test_no_view_has_a_serious_fault_of_accessibility(waiting, opened, view):
     for scheme in ("light", "dark"):
         page = opened(f"#{view}", color_scheme=scheme, reduced_motion="reduce")
         page.wait_for_selector(f".view[data-view={view}] :is(.make, .page)")
@@ -238,7 +238,7 @@ def test_no_view_has_a_serious_fault_of_accessibility(opened, waiting, view):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_hostile_text_is_shown_as_text(opened, waiting, view):
+def test_hostile_text_is_shown_as_text(waiting, opened, view):
     page = opened(f"#{view}")
     page.wait_for_selector(f".view[data-view={view}] :is(.make, .page)")
     if view == "make":
@@ -298,7 +298,7 @@ def test_dark_mode_follows_the_system_and_the_switch(opened):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_phone_shows_every_view_without_scrolling_sideways(opened, waiting, view):
+def test_a_phone_shows_every_view_without_scrolling_sideways(waiting, opened, view):
     page = opened(f"#{view}", viewport={"width": 375, "height": 700}, is_mobile=True, has_touch=True)
     page.wait_for_selector(f".view[data-view={view}] :is(.make, .page)")
     page.wait_for_timeout(200)

@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinema import registry
+from kinema import job, registry
 from kinema.api import load
 from kinema.checkpoints import files
 from kinema.checkpoints.lora_formats import Adapter, write_lora
 from kinema.families.svd.config import TINY
+from kinema.memory.plan import MemoryPlan
 from kinema.provenance import frames_hash
 from kinema.schema import BadRequest, Request
 
@@ -64,9 +65,13 @@ def test_threads_with_different_loras_get_the_same_clips_as_alone(folder, alone,
     assert together == alone
 
 
-def test_a_hundred_runs_from_eight_threads_end(folder):
-    """Even if some requests are rejected and the model's own LoRAs change meanwhile."""
-    model = load(folder / "svd.safetensors", offload="block")
+def test_a_hundred_runs_from_eight_threads_end(folder, monkeypatch):
+    """Even if some requests are rejected and the model's own LoRAs change meanwhile.
+
+    All have one size and so one memory plan; measuring it anew would take five times as long as the rest of a run.
+    """
+    model, plan = load(folder / "svd.safetensors", offload="block"), MemoryPlan(offload="block")
+    monkeypatch.setattr(job, "choose", lambda *_args, **_named: plan)
     requests = [*requests_of(folder, 90), *(ASK.with_(loras={"nowhere.safetensors": 1.0}) for _ in range(10))]
 
     def run(number_and_request):

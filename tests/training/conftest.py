@@ -13,16 +13,12 @@ from kinema.events import Note, TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
-CHILD = """
-import json, os, signal, sys
+CHILDREN = """
+import gc, json, os, signal, sys
 from kinema.checkpoints import files
 from kinema.events import TrainStep
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
-
-options = json.loads(sys.argv[1])
-die_at, die_writing = options.pop("die_at", None), options.pop("die_writing", None)
-losses = open(options.pop("losses"), "a", buffering=1)
 
 class Deadly(dict):
     reads = 0
@@ -32,18 +28,36 @@ class Deadly(dict):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(key)
 
-write = files.write_tensors
-if die_writing:
-    files.write_tensors = lambda path, tensors, *rest: write(
-        path, Deadly(tensors) if path.name == die_writing else tensors, *rest)
+def child(options):
+    die_at, die_writing = options.pop("die_at", None), options.pop("die_writing", None)
+    losses = open(options.pop("losses"), "a", buffering=1)
+    write = files.write_tensors
+    if die_writing:
+        files.write_tensors = lambda path, tensors, *rest: write(
+            path, Deadly(tensors) if path.name == die_writing else tensors, *rest)
 
-def listen(event):
-    if isinstance(event, TrainStep):
-        losses.write(json.dumps([event.index, event.loss, event.grad_norm, event.validation]) + chr(10))
-        if event.index == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def listen(event):
+        if isinstance(event, TrainStep):
+            losses.write(json.dumps([event.index, event.loss, event.grad_norm, event.validation]) + chr(10))
+            if event.index == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-train(TrainOptions(**options), listen)
+    train(TrainOptions(**options), listen)
+
+gc.freeze()
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            child(json.loads(line))
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""Trains in a fork for each line of options, and prints its exit code. A fork starts in no time; importing takes two
+seconds. This process itself computes nothing, since threads do not survive a fork.
 """
 
 
@@ -92,15 +106,24 @@ def run(options, heard=None):
     return train(TrainOptions(**options), heard), heard
 
 
-def run_elsewhere(options, losses, **deaths):
+@pytest.fixture(scope="session")
+def run_elsewhere():
     """Train in a child process; returns its exit code and the losses by step from the file ``losses``."""
-    argument = json.dumps({**options, **deaths, "losses": str(losses)})
-    done = subprocess.run([sys.executable, "-c", CHILD, argument], capture_output=True, text=True, timeout=200)
-    rows = [json.loads(line) for line in losses.read_text().splitlines()]
-    return done.returncode, {index: tuple(rest) for index, *rest in rows}
+    words = [sys.executable, "-c", CHILDREN]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+
+        def elsewhere(options, losses, **deaths):
+            parent.stdin.write(json.dumps({**options, **deaths, "losses": str(losses)}) + "\n")
+            parent.stdin.flush()
+            code = int(parent.stdout.readline())
+            rows = [json.loads(line) for line in losses.read_text().splitlines()]
+            return code, {index: tuple(rest) for index, *rest in rows}
+
+        yield elsewhere
+        parent.stdin.close()
 
 
 @pytest.fixture
-def runs():
-    """(run in this process, run in a child process)."""
-    return run, run_elsewhere
+def runs(request):
+    """(run in this process, run in a child process, which a test that uses it starts)."""
+    return run, lambda *of, **deaths: request.getfixturevalue("run_elsewhere")(*of, **deaths)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kinema.schema import BadRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_float(frames_THWC: np.ndarray | Sequence[np.ndarray]) -> Tensor:
     """Convert uint8 H×W×3 frames to float32 1×3×T×H×W in [-1, 1]; `to_uint8` restores the same bytes."""
+    import torch
+
     height, width = frames_THWC[0].shape[:2]
     video_CTHW = torch.empty(3, len(frames_THWC), height, width)
     for t, frame_HWC in enumerate(frames_THWC):  # frame by frame: only one float copy of a long clip fits in memory
@@ -24,6 +28,8 @@ def to_float(frames_THWC: np.ndarray | Sequence[np.ndarray]) -> Tensor:
 
 def to_uint8(video_BCTHW: Tensor) -> np.ndarray:
     """Convert float B×3×T×H×W in [-1, 1] (clamped) to uint8 B×T×H×W×3, rounded to the nearest level."""
+    import torch
+
     if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3:
         raise BadRequest(f"the clip has shape {'×'.join(map(str, video_BCTHW.shape))}; expected B×3×T×H×W")
     pixels_BCTHW = video_BCTHW.detach().to("cpu", torch.float32)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from kinema.schema import BadRequest, Fit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def fit_frame(frame_HWC: np.ndarray, height: int, width: int, how: Fit = "crop")
     fitting = plan((height, width), frame_HWC.shape[:2], how)
     if fitting.note is None:
         return frame_HWC
+    import torch
+
     fitted_CHW = torch.zeros(3, height, width, dtype=torch.uint8)
     frame_CHW = torch.from_numpy(np.require(frame_HWC, requirements=("C", "W"))).permute(2, 0, 1)
     cut_CHW = _middle(frame_CHW, fitting.cropped)
@@ -89,12 +92,14 @@ def scaled(frame_CHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a uint8 frame to (height, width), antialiased bicubic, rounded to whole levels."""
     if frame_CHW.shape[-2:] == size:
         return frame_CHW.contiguous()
-    return _resized(frame_CHW.float(), size).round_().clamp_(0, 255).to(torch.uint8)
+    return _resized(frame_CHW.float(), size).round_().clamp_(0, 255).byte()
 
 
 def _resized(frame_CHW: Tensor, size: tuple[int, int]) -> Tensor:
     if frame_CHW.shape[-2:] == size:
         return frame_CHW
+    from torch.nn import functional
+
     return functional.interpolate(frame_CHW[None], size, mode="bicubic", antialias=True)[0]
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kinema import bounds
 from kinema.media import profiles
@@ -26,6 +24,7 @@ from kinema.schema import BadRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 MAX_IMAGE_PIXELS = 3 * 2**24
 """Height × width of an image: 50 megapixels, as from phones, fit in 2 GiB with all intermediate copies."""
@@ -44,11 +43,21 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     limit. Raises `BadRequest`, before decoding, if the file is missing, truncated, not an image or larger than
     ``max_pixels``.
     """
+    return _to_tensor(_read_pixels(path, max_pixels))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Decode an image and return its (height, width), upright. Refuses what `read_image` refuses; loads no torch."""
+    height, width = _read_pixels(path).shape[:2]
+    return height, width
+
+
+def _read_pixels(path: str | Path, max_pixels: int | None = None) -> np.ndarray:
     path = readable_path(Path(path))
     if path.is_dir():
         raise BadRequest(f"{path} is a folder; expected an image")
     with _open_image(path, _default_limit() if max_pixels is None else max_pixels) as image:
-        return _to_tensor(path, image)
+        return _pixels(path, image)
 
 
 def _default_limit() -> int:
@@ -128,11 +137,11 @@ def _folder_rate(folder: Path) -> float | None:
 def _image_bytes(path: Path, max_pixels: int, budget: Budget) -> np.ndarray:
     with _open_image(path, max_pixels) as image:
         budget.take(image.height, image.width)
-        return _as_bytes(_to_tensor(path, image))
+        return _as_bytes(_pixels(path, image))
 
 
-def _as_bytes(video: Tensor) -> np.ndarray:
-    return to_uint8(video)[0, 0]
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    return to_uint8(_to_tensor(pixels))[0, 0]
 
 
 def image_format(path: Path) -> str:
@@ -209,8 +218,17 @@ def _identified(source: Path | io.BytesIO) -> Image:
         return Image.open(source, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
-def _to_tensor(path: Path, image: Image) -> Tensor:
-    """Decode an image to 1×3×1×H×W in [-1, 1]."""
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    """Convert uint8 H×W×3, or deep grey H×W in 0..1, to 1×3×1×H×W in [-1, 1]."""
+    if pixels.ndim == 3:
+        return to_float(pixels[None])
+    import torch
+
+    return torch.from_numpy(pixels).mul(2).sub(1).expand(3, *pixels.shape).contiguous()[None, :, None]
+
+
+def _pixels(path: Path, image: Image) -> np.ndarray:
+    """Decode an image to uint8 H×W×3, or deep grey to float32 H×W in 0..1."""
     try:
         with warnings.catch_warnings():  # about metadata, which is repaired or ignored
             warnings.simplefilter("ignore")
@@ -218,9 +236,7 @@ def _to_tensor(path: Path, image: Image) -> Tensor:
             upright = _upright(image)
     except Exception as error:  # Pillow raises anything on damaged files
         raise BadRequest(f"{path.name} is damaged or cut short: its pixels cannot be decoded") from error
-    if _is_deep(upright):
-        return _deep_grey(upright)
-    return to_float(profiles.levels(upright)[None])
+    return _deep_grey(upright) if _is_deep(upright) else profiles.levels(upright)
 
 
 def _upright(image: Image) -> Image:
@@ -249,12 +265,12 @@ def _is_deep(image: Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
-def _deep_grey(image: Image) -> Tensor:
-    """Convert 16-bit grey (white is 65535) or float grey (white is 1, or 255 if it exceeds 1) to 1×3×1×H×W."""
+def _deep_grey(image: Image) -> np.ndarray:
+    """Convert 16-bit grey (white is 65535) or float grey (white is 1, or 255 if it exceeds 1) to 0..1."""
     grey_HW = np.nan_to_num(np.asarray(image, dtype=np.float32))
     white = 65535.0 if image.mode.startswith("I") else 1.0 if grey_HW.max() <= 1 else 255.0
     grey_HW = (grey_HW / white).clip(0, 1)
     curve = profiles.grey_curve(image) if image.mode.startswith("I") else None
     if curve is not None:
         grey_HW = np.interp(grey_HW, np.linspace(0, 1, len(curve)), curve).astype(np.float32)
-    return torch.from_numpy(grey_HW).mul(2).sub(1).expand(3, *grey_HW.shape).contiguous()[None, :, None]
+    return grey_HW

@@ -114,8 +114,7 @@ def available_bytes(system: System) -> int:
 
 def weight_bytes(system: System) -> int:
     """Return the bytes of all of a system's weights."""
-    with on_meta():
-        return system.policy.bytes(sum(p.numel() for p in system.family.build(system.config).parameters()))
+    return system.policy.bytes(system.parameters)
 
 
 def _plans(needs: Needs, levels: tuple[Offload, ...], tokens: int | None) -> Iterator[MemoryPlan]:
@@ -234,7 +233,7 @@ class Needs:
         """A bound on the need that requires no build; it assumes that weight files are in half precision."""
         source, width = self.system.weights, self.system.dtype.itemsize
         if source.path is None:
-            weights = self.weights
+            weights = weight_bytes(self.system)
         else:
             paths = [source.path, *(added.source.path for added in source.added)]
             weights = sum(_size(path) for path in paths) * width // 2

@@ -2,7 +2,8 @@
 
     python -m kinema.server.inspector
 
-The server starts it ahead of the upload, so that only the decoding takes time.
+The server starts it ahead of the upload, so that only the decoding takes time. Imports without torch, which each upload
+would load again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kinema.bounds import as_json
-from kinema.media.images import is_image, read_image
+from kinema.media.images import image_size, is_image
 from kinema.media.metadata import find_recipe
 from kinema.media.read import MAX_VIDEO_PIXELS, decode_limits, probe, timed_frames
 from kinema.media.timing import Part, frames_from
@@ -72,7 +73,7 @@ def inspected(path: Path) -> dict[str, Any]:
     """Decode the whole file and return what it is. Raises BadRequest."""
     recipe = _recipe(path)
     if is_image(path):
-        height, width = read_image(path).shape[-2:]
+        height, width = image_size(path)
         return {"kind": "image", "frames": 1, "fps": None, "height": height, "width": width, "recipe": recipe}
     limits = replace(decode_limits(), pixels=MAX_VIDEO_PIXELS)
     _, timed = timed_frames(path, limits, Part())

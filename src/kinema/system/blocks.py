@@ -17,6 +17,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from einops import rearrange, reduce, repeat
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,6 +36,8 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable[..., Any
     The first input size gets a static graph. A second size triggers one recompilation with dynamic shapes, which
     serves every further size.
     """
+    for operation in (rearrange, reduce, repeat):
+        torch.compiler.allow_in_graph(operation)  # else how it parses its pattern is traced: half the time of tracing
     compiled: dict[Any, Forward] = {}
     for block in blocks:
         own = _forward(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,11 @@ class System:
     """Whether the network's blocks are compiled on their first run (`kinema.system.blocks`)."""
     runtime: Runtime = field(default_factory=Runtime, init=False, repr=False)
     """All mutable state; a copy of a system gets its own."""
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters. Counted once: building a small network takes as long as a step of it."""
+        return sum(p.numel() for p in self._on_meta().parameters())
 
     @property
     def dtype(self) -> torch.dtype:
