@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not q.is_cpu or not (keys <= SHORT or prompt):
         if q.is_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             return torch.ops.kinema.attend_by_heads(q, k, v) if torch.compiler.is_compiling() else _by_heads(q, k, v)
-        if q.is_cpu and q.dtype == torch.float32 and keys >= FEWEST and onednn_is_faster() and _is_plain_inference():
+        if q.is_cpu and q.dtype == torch.float32 and _is_plain_inference() and keys >= FEWEST and onednn_is_faster():
             return _by_heads_in_float32(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
     q = q * (1 / math.sqrt(q.shape[-1]))

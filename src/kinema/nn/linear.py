@@ -50,9 +50,9 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's operator can compute a product, and the product is large enough for it."""
-    if not x.is_cpu or x.dtype != weight.dtype or x.numel() * weight.shape[0] < LEAST:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):  # first: a compiler would guard the sizes
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if not x.is_cpu or x.dtype != weight.dtype or x.numel() * weight.shape[0] < LEAST:
         return False
     recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return not recorded and type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)
