@@ -35,8 +35,7 @@ from kinema.diffusion.samplers import SAMPLERS, OnStep
 from kinema.diffusion.schedules import NoiseLevel
 from kinema.diffusion.windows import Windowed, window_sizes
 from kinema.events import OnEvent, Phase, Step, ignore
-from kinema.memory.placing import can_run_branches_together
-from kinema.nn.costs import branches_in_one_batch
+from kinema.memory.placing import branches_of
 from kinema.schema import Request
 from kinema.settle import free_init, sampler_options
 from kinema.spans import Spans, spans_of
@@ -209,20 +208,17 @@ def interruptible(denoise: Denoiser) -> Denoiser:
 
 
 def evaluation(system: System, conditions: Conditions, frames: Sequence[int] | None) -> Evaluate:
-    """Choose how guidance branches are evaluated: the fastest way (`kinema.nn.costs`) that memory allows."""
-    if not can_run_branches_together(system):
-        return one_by_one
-    weights = sum(p.numel() * p.itemsize for block in system.family.blocks(system.model) for p in block.parameters())
-    otherwise = in_parallel if torch.get_num_threads() > 1 else one_by_one
-    if not branches_in_one_batch(weights, torch.get_num_threads()):
-        return otherwise
+    """Return how guidance branches are evaluated: as the memory plan says."""
+    branches = branches_of(system)
+    if branches != "in one batch":
+        return in_parallel if branches == "in parallel" else one_by_one
 
     @cache
     def joined(names: tuple[str, ...]) -> Denoiser | None:
         condition = system.join_branches([conditions.branches[name] for name in names])
         return None if condition is None else interruptible(system.denoiser(condition, frames))
 
-    return InOneBatch(joined, otherwise)
+    return InOneBatch(joined, in_parallel)
 
 
 def guide(  # noqa: PLR0917

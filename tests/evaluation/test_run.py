@@ -228,7 +228,7 @@ def test_an_interruption_before_any_measurement_is_raised(monkeypatch: pytest.Mo
     ("options", "sentence"),
     [
         ({"prompts": 0}, "prompts is 0; expected 1"),
-        ({"batch": 10**6}, "batch is 1e\\+06; expected 1 to 256"),
+        ({"batch": 10**6}, "batch is 1000000; expected 1 to 256"),
         ({"grammar": "french"}, "grammar is 'french'; expected simple, full, mixed"),
         ({"report": True, "curve": "run"}, "report and curve cannot be combined"),
         ({"report": True, "animate": True}, "animate"),

@@ -11,7 +11,7 @@ import torch
 
 from kinema import registry
 from kinema.api import load
-from kinema.canvas import Block
+from kinema.canvas import Block, Piece
 from kinema.checkpoints import files
 from kinema.checkpoints.source import Source
 from kinema.events import Note, Step
@@ -21,8 +21,9 @@ from kinema.families.svd.pocket.presets import POCKET as SVD_POCKET
 from kinema.generate import generate
 from kinema.job import build_job, choose_memory_plan, planning_canvas
 from kinema.memory import free
-from kinema.memory.placing import can_run_branches_together, place
+from kinema.memory.placing import branches_of, place
 from kinema.memory.plan import SHARE, MemoryPlan, Needs, TooLarge, choose
+from kinema.nn.costs import order_of_branches
 from kinema.schema import BadRequest, Request
 from kinema.system import AddOn, MemoryOptions, System, Weights
 
@@ -112,17 +113,19 @@ def test_needs_are_measured_for_every_family(name, tmp_path):
     assert needs.bytes(MemoryPlan("none")) <= needs.upper_bound
 
 
-def test_guidance_branches_run_at_the_same_time_only_if_both_fit(svd):
+def test_guidance_branches_run_at_the_same_time_only_if_both_fit(svd, monkeypatch):
     model = load(svd)
     needs = needs_of(model.system)
     both = needs.upper_bound + needs.step_upper_bound
-    for budget, at_once in ((both + 1, True), (both, False), (needs.upper_bound, False), (None, True)):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    one, two = "one by one", "in parallel"
+    for budget, branches in ((both + 1, two), (both, one), (needs.upper_bound, one), (None, two)):
         plan = choose(within(model.system, budget), needs.request, needs.canvas)
-        assert plan.at_once == at_once, budget
+        assert plan.branches == branches, budget
         place(model.system, plan)
-        assert can_run_branches_together(model.system) == at_once
+        assert branches_of(model.system) == branches
     clips = [load(svd, memory=budget).run(Request(**ASK)) for budget in (None, both)]
-    assert [clip.recipe["stages"][0]["memory"]["at_once"] for clip in clips] == [True, False]
+    assert [clip.recipe["stages"][0]["memory"]["branches"] for clip in clips] == [two, one]
     assert torch.allclose(clips[0].video, clips[1].video, atol=1e-5)
 
 
@@ -153,18 +156,25 @@ def test_a_failed_hash_is_computed_again(svd, monkeypatch):
     assert system.weights_hash.startswith("sha256")
 
 
+def given_a_frame(canvas):
+    """The same canvas, whose first frame is given, in black."""
+    shape = canvas.shape
+    mask = torch.zeros(shape.batch, 1, shape.frames, shape.height, shape.width)
+    mask[:, :, 0] = 1
+    black = torch.zeros(shape.batch, 3, shape.frames, shape.height, shape.width)
+    return replace(canvas, pieces=(Piece(black, mask),))
+
+
 def test_a_step_with_reconstruction_guidance_needs_more():
     system = load("svd", preset="tiny").system
     plain = needs_of(system)
-    held = Needs(system, plain.request, replace(plain.canvas, block=Block(way="reconstruction")))
-    held.canvas.mask[:, :, 0] = 1
+    held = Needs(system, plain.request, replace(given_a_frame(plain.canvas), block=Block(way="reconstruction")))
     assert held.step(None).peak > 2 * plain.step(None).peak
 
 
 def test_the_gradient_of_reconstruction_keeps_all_blocks_weights(svd):
     plain = needs_of(load(svd).system)
-    held = Needs(plain.system, plain.request, replace(plain.canvas, block=Block(way="reconstruction")))
-    held.canvas.mask[:, :, 0] = 1
+    held = Needs(plain.system, plain.request, replace(given_a_frame(plain.canvas), block=Block(way="reconstruction")))
     unet = sum(p.numel() * 4 for p in plain.outline.model.unet.parameters())
     assert plain._resident(plain.step(None), "sequential") < 0.5 * unet
     assert held.bytes(MemoryPlan("sequential")) >= unet + held.step(None).peak
@@ -172,7 +182,7 @@ def test_the_gradient_of_reconstruction_keeps_all_blocks_weights(svd):
 
 def test_with_plentiful_memory_nothing_is_measured(svd):
     plan = chosen(load(svd).system, 2**40)
-    assert plan == MemoryPlan(budget=2**40, at_once=True)
+    assert plan == MemoryPlan(budget=2**40, branches=order_of_branches(0, torch.get_num_threads()))
 
 
 def test_the_parameters_of_an_untrained_model_are_counted_once(monkeypatch):

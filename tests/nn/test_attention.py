@@ -80,6 +80,7 @@ def test_float32_attention_by_heads_is_correct_and_used_for_inference_with_many_
     monkeypatch.setattr(attention, "_by_heads_in_float32", lambda *x: calls.append(1) or by_heads(*x))
     monkeypatch.setattr(attention, "onednn_is_faster", lambda: kind != "MKL is fast")
     monkeypatch.setattr(attention, "FEWEST", 100 if kind == "few keys" else 50)
+    monkeypatch.setattr(attention, "LOGITS", 40 * 90)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, d).transpose(1, 2) for n, d in ((330, 16), (90, 16), (90, 24)))
     with torch.set_grad_enabled(kind == "gradient"), torch.autocast("cpu", enabled=kind == "autocast"):

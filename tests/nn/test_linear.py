@@ -69,7 +69,10 @@ def test_gelu_in_bfloat16_rounds_once(calls):
     assert error <= 0.9 * other
 
 
-@pytest.mark.parametrize("kind", ["small", "float64", "gradient", "autocast", "meta", "mixed", "subclass"])
+@pytest.mark.parametrize(
+    "kind",
+    ["small", "float64", "gradient", "gradient of x", "gradient of the bias", "autocast", "meta", "mixed", "subclass"],
+)
 def test_what_onednn_cannot_compute_or_computes_slower_is_left_to_pytorch(calls, kind):
     x, weight, bias = operands()
     if kind == "small":
@@ -78,6 +81,10 @@ def test_what_onednn_cannot_compute_or_computes_slower_is_left_to_pytorch(calls,
         x, weight, bias = x.double(), weight.double(), bias.double()
     elif kind == "gradient":
         weight = nn.Parameter(weight)
+    elif kind == "gradient of x":
+        x.requires_grad_()
+    elif kind == "gradient of the bias":
+        bias.requires_grad_()
     elif kind == "meta":
         x, weight, bias = x.to("meta"), weight.to("meta"), bias.to("meta")
     elif kind == "subclass":

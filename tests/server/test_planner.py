@@ -107,9 +107,9 @@ def test_planning_loads_no_weights(planner):
 def test_add_ons_are_opened_with_the_model_and_described_with_it(planner):
     night = str(registry.weight_file("animatediff-pocket-night.safetensors"))
     plain = {"source": "animatediff-pocket"}
-    found = planner.model("animatediff-pocket + style=night", {**plain, "add": {"style": {"source": night}}})
+    found = planner.model("animatediff-pocket + style=night", {**plain, "add": {"style": {"source": night}}}, "cpu")
     assert [each.slot for each in found.system.weights.added] == ["motion", "style"]
-    assert [each.slot for each in planner.model("animatediff-pocket", plain).system.weights.added] == ["motion"]
+    assert [each.slot for each in planner.model("animatediff-pocket", plain, "cpu").system.weights.added] == ["motion"]
     described = planner.answer({"do": "describe", "model": "animatediff-pocket", "source": plain})["defaults"]
     assert {"motion", "style", "controlnet"} <= set(described["slots"])
     assert described["add_ons"] == {"motion": "animatediff-pocket-motion"}

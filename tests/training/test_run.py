@@ -13,6 +13,7 @@ import torch
 from kinema import processor
 from kinema.checkpoints import files
 from kinema.events import TrainStep
+from kinema.nn.linear import Linear
 from kinema.schema import BadRequest
 from kinema.system import open_system
 from kinema.training import checkpoint, setup
@@ -182,8 +183,8 @@ def test_best_holds_the_averaged_weights_of_the_lowest_validation(runs, small, m
 
 def test_bf16_autocast_runs_matrix_products_in_bf16(runs, small, monkeypatch):
     kinds = set()
-    linear = torch.nn.Linear.forward
-    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: (y := linear(self, x), kinds.add(y.dtype))[0])
+    linear = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: (y := linear(self, x), kinds.add(y.dtype))[0])
     _, heard = runs[0](small(steps=2, precision="bf16", validate_every=2))
     assert torch.bfloat16 in kinds
     assert all(math.isfinite(x) for loss in heard.losses.values() for x in loss if x is not None)

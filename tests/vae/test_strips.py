@@ -35,7 +35,7 @@ def test_strips_equal_the_whole_map(monkeypatch, size, channels, out):
 @torch.no_grad()
 def test_strips_use_winograd_when_the_whole_map_does(monkeypatch):
     monkeypatch.setattr(strips, "STRIP", 16 * 64 * 128)
-    monkeypatch.setattr(winograd, "products_are_fast", lambda: True)
+    monkeypatch.setattr(winograd, "mkl_is_fast", lambda: True)
     layer, x = block(128, 128), image(128, 64, 64)
     expected, used = layer(x), []
     of_padded = winograd.convolve_padded
@@ -72,6 +72,7 @@ def test_strips_are_used_only_for_cpu_inference():
     layer, x = block(32, 32), image(32, 8, 8)
     with torch.no_grad():
         assert strips.pays_off(layer, strips.LEAST, x)
+        assert strips.pays_off(block(32, 64), strips.LEAST, x)  # with a shortcut
         assert not strips.pays_off(layer, strips.LEAST - 1, x)
         assert not strips.pays_off(layer, strips.LEAST, x.to("meta"))
         assert not strips.pays_off(layer, strips.LEAST, x.double())

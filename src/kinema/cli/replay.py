@@ -138,19 +138,20 @@ def replay_options() -> list[Option]:
 
 def compared(recipe: Mapping[str, Any], replayed: Mapping[str, Any]) -> tuple[bool | None, str]:
     """(whether the frames are identical, None if the recipe has no hash; a known cause if they differ)."""
-    before, in_one_batch = recipe.get("frames_hash"), _in_one_batch(recipe)
+    before, branches = recipe.get("frames_hash"), _branches(recipe)
     same = replayed.get("frames_hash") == before if before else None
-    if same is not False or _in_one_batch(replayed) == in_one_batch:
+    if same is not False or _branches(replayed) == branches:
         return same, ""
-    how = "in one batch, which needs more memory" if in_one_batch else "one after the other"
-    return same, f"the guidance branches of the first clip ran {how}; this can change the last bits"
+    how = f"{branches} for the first clip and {_branches(replayed)} for the second"
+    return same, f"guidance branches ran {how}; this can change the last bits"
 
 
-def _in_one_batch(recipe: Mapping[str, Any]) -> bool:
-    """Whether the guidance branches were computed in one batch."""
+def _branches(recipe: Mapping[str, Any]) -> str:
+    """How the guidance branches ran; older recipes say only whether they were in memory together."""
     from kinema.recipes import base_of
 
-    return bool(base_of(recipe).get("memory", {}).get("at_once", False))
+    memory = base_of(recipe).get("memory", {})
+    return str(memory.get("branches", "in parallel" if memory.get("at_once") else "one by one"))
 
 
 def verdict(same: bool | None, replayed: Path, original: Path) -> str:

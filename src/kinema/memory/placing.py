@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from kinema.checkpoints.stream import Stream
 from kinema.memory.free import free_bytes, unified
 from kinema.memory.offload import Read, WeightOffloader
-from kinema.memory.plan import SHARE, MemoryPlan
+from kinema.memory.plan import SHARE, MemoryPlan, weight_bytes
+from kinema.nn.costs import Branches, order_of_branches
 from kinema.nn.ldm_unet import chunk_feed_forward
 from kinema.system import System
 
@@ -39,12 +40,14 @@ def place(system: System, plan: MemoryPlan) -> None:
             offloader.begin(plan.offload, runtime.loras.merging)
             offloader.state = state
     chunk_feed_forward(system.model, plan.tokens)
-    runtime.at_once = plan.at_once
+    runtime.branches = plan.branches
 
 
-def can_run_branches_together(system: System) -> bool:
-    """Whether two guidance branches may run at the same time: on a CPU, unless the last plan forbids it."""
-    return system.device.type == "cpu" and system.runtime.at_once
+def branches_of(system: System) -> Branches:
+    """How guidance branches run: as the last plan says; without one, the fastest way on a CPU."""
+    if system.device.type != "cpu":
+        return "one by one"
+    return system.runtime.branches or order_of_branches(weight_bytes(system), torch.get_num_threads())
 
 
 def weight_reader(system: System, model: nn.Module) -> Read:

@@ -21,6 +21,7 @@ from kinema.memory import offload
 from kinema.memory.free import format_bytes, free_bytes, held_bytes, unified
 from kinema.memory.offload import LEVELS, Offload
 from kinema.memory.rehearsal import MemoryUse, Rehearsal
+from kinema.nn.costs import Branches, order_of_branches
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
 from kinema.nn.meta import on_meta
 from kinema.schema import BadRequest, Request
@@ -55,12 +56,12 @@ class MemoryPlan:
     need: int | None = None
     budget: int = 0
     reasons: tuple[str, ...] = ()
-    at_once: bool = False
-    """Whether two guidance branches may run at the same time (on a CPU, if memory is plentiful)."""
+    branches: Branches = "one by one"
+    """How guidance branches run; one by one unless memory is plentiful, and on a GPU."""
 
     def to_recipe(self) -> dict[str, Any]:
         """The plan's entry in a recipe."""
-        return {"offload": self.offload, "chunk_tokens": self.tokens, "at_once": self.at_once}
+        return {"offload": self.offload, "chunk_tokens": self.tokens, "branches": self.branches}
 
     def applied(self, request: Request) -> Request:
         """Return the request with the chosen decoding options, which its recipe must record."""
@@ -82,8 +83,10 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
     needs = Needs(system, request, canvas, measured)
     if options.offload in ("auto", "none") and options.tokens is None and needs.upper_bound < budget:
         # Two threads that reach a block at the same time would both compile it.
-        together = system.device.type == "cpu" and not system.compiled
-        return MemoryPlan(budget=budget, at_once=together and needs.upper_bound_together < budget)
+        together = system.device.type == "cpu" and not system.compiled and needs.upper_bound_together < budget
+        if not together:
+            return MemoryPlan(budget=budget)
+        return MemoryPlan(budget=budget, branches=order_of_branches(weight_bytes(system), torch.get_num_threads()))
     if options.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} does not support chunk_tokens: it has no chunkable feed-forward layers")
     if options.offload not in ("auto", *needs.levels):

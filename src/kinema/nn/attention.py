@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from kinema.nn.linear import linear, onednn_is_faster
 SHORT, PROMPT, WEIGHTS, FEWEST = 64, 80, 2**19, 256
 """CPU attention. Up to SHORT keys: plain batched products. Up to PROMPT keys (a prompt's tokens): the same, WEIGHTS
 attention weights at a time, if these are at least FEWEST queries. In bfloat16: FEWEST queries per thread at a time."""
+LOGITS = 2**22
+"""Logits of float32 attention at a time at most."""
 STEEP, SAMPLED = 1.0, 16
 """Standard deviation of half-precision logits above which their rounding error matters, and the number of queries and
 keys that it is estimated from."""
@@ -92,12 +95,11 @@ def _is_plain_inference() -> bool:
 
 def _by_heads_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same with oneDNN's float32 products, 1.2 to 1.6 times as fast as fused attention."""
-    q = q * (1 / math.sqrt(q.shape[-1]))
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    heads = (q.flatten(0, -3).contiguous(), k.flatten(0, -3).contiguous(), v.flatten(0, -3).mT.contiguous())
-    few = FEWEST * torch.get_num_threads()
-    for q_SD, k_LD, v_DL, out_SD in zip(*heads, out.flatten(0, -3), strict=True):
-        for queries, result in zip(q_SD.split(few), out_SD.split(few), strict=True):
+    out, scale = q.new_empty(*q.shape[:-1], v.shape[-1]), 1 / math.sqrt(q.shape[-1])
+    few = min(FEWEST * torch.get_num_threads(), max(1, LOGITS // k.shape[-2]))
+    for head in product(*map(range, q.shape[:-2])):
+        q_SD, k_LD, v_DL = q[head] * scale, k[head].contiguous(), v[head].mT.contiguous()
+        for queries, result in zip(q_SD.split(few), out[head].split(few), strict=True):
             result.copy_(linear(linear(queries, k_LD).softmax(-1), v_DL))
     return out
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
+
+Branches = Literal["one by one", "in parallel", "in one batch"]
+"""How guidance branches run: see `kinema.diffusion.guidance`."""
 
 CALL = 40e-6
 """Seconds for the three products of a part, beyond their multiplications."""
@@ -73,9 +77,13 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
     return rows * 24 * width**2 / (RATE[itemsize] * threads) + -(-rows // part) * each
 
 
-def branches_in_one_batch(weights: int, threads: int) -> bool:
-    """Whether guidance branches are faster as one batch: where the network's weights, in bytes, are far larger than the
-    shared cache, a batch reads them once. Smaller networks are faster with one thread for each branch, or with half
-    the activations in cache.
+def order_of_branches(weights: int, threads: int) -> Branches:
+    """Return the fastest way to run the guidance branches of a network with ``weights`` bytes of weights.
+
+    If the weights are far larger than the shared cache, one batch reads them once instead of twice. Otherwise two
+    branches run at the same time on half of the threads each, which then wait for each other once instead of at every
+    operation's end.
     """
-    return weights > BATCHED * caches()[1] * threads
+    if weights > BATCHED * caches()[1] * threads:
+        return "in one batch"
+    return "one by one" if threads % 2 else "in parallel"

@@ -35,26 +35,27 @@ def adopt(network: nn.Module) -> None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x Wᵀ + b``: x […, in], weight [out, in], bias [out] -> […, out]."""
-    if x.dtype == torch.float32 and _suits(x, weight) and onednn_is_faster():
+    if x.dtype == torch.float32 and _suits(x, weight, bias) and onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``gelu(x Wᵀ + b)``, exact GELU. In half precision oneDNN applies it before rounding."""
-    if _suits(x, weight) and (onednn_is_faster() if x.dtype == torch.float32 else native(x.dtype)):
+    if _suits(x, weight, bias) and (onednn_is_faster() if x.dtype == torch.float32 else native(x.dtype)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
     out = F.linear(x, weight, bias)
     return F.gelu(out) if out.requires_grad else torch.ops.aten.gelu_(out)
 
 
-def _suits(x: Tensor, weight: Tensor) -> bool:
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN's operator can compute a product, and the product is large enough for it."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):  # first: a compiler would guard the sizes
         return False
     if not x.is_cpu or x.dtype != weight.dtype or x.numel() * weight.shape[0] < LEAST:
         return False
-    recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    recorded = torch.is_grad_enabled() and trained
     return not recorded and type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from kinema.cancel import checkpoint
 from kinema.checkpoints.lora_use import LoraFile, Loras
+from kinema.nn.costs import Branches
 from kinema.system.family import Codec
 from kinema.vae.latent_rgb import LatentRGB
 
@@ -40,8 +41,8 @@ class Runtime:
         """The `WeightOffloader` while a memory plan offloads weights."""
         self.changed: set[str] = set()
         """Names of weights modified in memory since they were read; no file contains them."""
-        self.at_once = True
-        """Whether the last memory plan allows two guidance branches in memory at the same time."""
+        self.branches: Branches | None = None
+        """How guidance branches run, as the last memory plan says."""
         self.lock = threading.RLock()
         self._other_stages: dict[str, Any] = {}
         self._hash: Future[str] | None = None

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kinema.cancel import checkpoint
 from kinema.nn import winograd
-from kinema.nn.ldm_unet import GroupNorm, ResBlock, scale_and_shift
+from kinema.nn.ldm_unet import GroupNorm, ResBlock, Shortcut, scale_and_shift
 
 LEAST, STRIP = 2**22, 2**20
 """Number of values in the smallest map that is worth splitting, and in a strip."""
@@ -36,7 +36,7 @@ def pays_off(block: ResBlock, values: int, x: Tensor) -> bool:
     if recorded or not x.is_cpu or x.dtype.itemsize < 4 or values < LEAST or block._forward_hooks:
         return False
     for layer in block.children():
-        if type(layer) not in (GroupNorm, nn.Conv2d) or layer._forward_hooks or layer.weight.dtype != x.dtype:
+        if type(layer) not in (GroupNorm, nn.Conv2d, Shortcut) or layer._forward_hooks or layer.weight.dtype != x.dtype:
             return False
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return False

@@ -7,9 +7,10 @@ V SDXL's added vector.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
     Motion control is the same for all clips and branches of a request; the first one's is used.
     """
     first = conditions[0]
-    if len({(*map(id, c.steerings), *map(id, c.image_prompts)) for c in conditions}) > 1:
+    if not all(alike((c.steerings, c.image_prompts), (first.steerings, first.image_prompts)) for c in conditions):
         return None
     if len({(c.context_BKLC.shape, c.sparse is None, c.first_BCTHW is None) for c in conditions}) > 1:
         return None
@@ -94,6 +95,21 @@ def join(conditions: Sequence[Condition]) -> Condition | None:
         sparse=SparseInput(torch.cat(frames), torch.cat(mask), sparse[0].scale_T) if sparse else None,
         first_BCTHW=concatenated([c.first_BCTHW for c in conditions]),
     )
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal; of sequences and dataclasses, whether all their parts are."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if is_dataclass(one):
+        return all(alike(getattr(one, each.name), getattr(other, each.name)) for each in fields(one))
+    return bool(one == other)
 
 
 @dataclass(frozen=True, eq=False)
