@@ -141,3 +141,21 @@ def test_cold_weights_exceed_the_cache(vs, monkeypatch):
         call()
     assert len(set(seen)) == len(kept)
     assert len(attainable.copies(lambda: torch.zeros(1000), cold=False)) == 1
+
+
+def test_products_of_keys_and_values_are_attention(monkeypatch):
+    """oneDNN's operator computes both linear layers and attention in float32."""
+    from kinema.nn import attention
+
+    monkeypatch.setattr(attention, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr("kinema.nn.linear.onednn_is_faster", lambda: True)
+    layer = torch.nn.Linear(64, 64)
+    q = torch.randn(1, 1, 512, 64)
+    with torch.no_grad():
+        _, recording = recorded(lambda: attention.attend(q, q + 1, layer(q)), [layer])
+    kinds = {product.kind: product.sizes for product in recording.products}
+    assert kinds["linear"] == (512, 64, 64)
+    assert kinds["attention"] in {
+        (1, 256 * torch.get_num_threads(), 64, 512),
+        (1, 256 * torch.get_num_threads(), 512, 64),
+    }

@@ -87,7 +87,8 @@ def kernels(product: Product, cold: bool) -> list[Call]:
     batch, rows, inner, columns = product.sizes
     x, y = torch.randn(batch, rows, inner, dtype=dtype), torch.randn(batch, columns, inner, dtype=dtype)
     across, out = y.mT.contiguous(), x.new_empty(batch, rows, columns)
-    return [lambda: torch.bmm(x, y.mT, out=out), lambda: torch.bmm(x, across, out=out)]
+    calls = [lambda: torch.bmm(x, y.mT, out=out), lambda: torch.bmm(x, across, out=out)]
+    return calls + linear((rows, inner, columns), dtype, cold=False) if batch == 1 else calls
 
 
 def copies(make: Callable[[], Tensor], cold: bool) -> list[Tensor]:

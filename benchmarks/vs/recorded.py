@@ -187,7 +187,10 @@ def product_of(event: Any, name: str, concrete: dict[int, list[Any]], weights: d
     inputs = getattr(event.extra_fields, "inputs", None) or []
     if name in PACKED:
         x, weight, rows = inputs[0], inputs[1], prod(inputs[0].sizes[:-1])
-        return Product("linear", (rows, x.sizes[-1], weight.sizes[0]), plain(x))
+        sizes = (rows, x.sizes[-1], weight.sizes[0])
+        # `kinema.nn.attention` passes keys and values as weights.
+        of_layer = not weights or weight.storage_data_ptr in (None, *weights)
+        return Product("linear", sizes, plain(x)) if of_layer else Product("attention", (1, *sizes), plain(x))
     if name in CONVOLUTIONS:
         x, weight = inputs[0], inputs[1]
         return Product("convolution", (tuple(x.sizes), tuple(weight.sizes)), plain(x),
