@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kinema.nn import attention, linear
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -143,19 +145,12 @@ def test_cold_weights_exceed_the_cache(vs, monkeypatch):
     assert len(attainable.copies(lambda: torch.zeros(1000), cold=False)) == 1
 
 
-def test_products_of_keys_and_values_are_attention(monkeypatch):
+def test_products_of_keys_and_values_are_attention(vs, monkeypatch):
     """oneDNN's operator computes both linear layers and attention in float32."""
-    from kinema.nn import attention
-
+    recorded, _ = vs
     monkeypatch.setattr(attention, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr("kinema.nn.linear.onednn_is_faster", lambda: True)
-    layer = torch.nn.Linear(64, 64)
-    q = torch.randn(1, 1, 512, 64)
-    with torch.no_grad():
-        _, recording = recorded(lambda: attention.attend(q, q + 1, layer(q)), [layer])
-    kinds = {product.kind: product.sizes for product in recording.products}
-    assert kinds["linear"] == (512, 64, 64)
-    assert kinds["attention"] in {
-        (1, 256 * torch.get_num_threads(), 64, 512),
-        (1, 256 * torch.get_num_threads(), 512, 64),
-    }
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    layer, q = linear.Linear(64, 48), torch.randn(1, 1, 512, 64)
+    found = products(recorded, lambda: attention.attend(q, q + 1, layer(q)), layer)
+    part = 2 * attention.FEWEST * 512
+    assert found == {("linear", 2 * 512 * 64 * 48): 1, ("attention", part * 64): 2, ("attention", part * 48): 2}
