@@ -31,11 +31,11 @@ def request_(folder: Path) -> Request:
 
 
 def test_a_document_round_trips_with_the_bytes_of_its_media(files: Path) -> None:
-    document = Document.of(request_(files), model="zoetrope", loras={"style": 0.5})
+    document = Document.of(request_(files), model="zoetrope", loras={"animatediff-pocket-zooms-in": 0.5})
     path = document.save(files / "a.kinema.json")
     again = Document.read(path)
     assert again.model == "zoetrope"
-    assert again.loras == {"style": 0.5}
+    assert again.loras == {"animatediff-pocket-zooms-in": 0.5}
     assert len(again.media) == 2  # a file that is used twice is stored once
     with again.opened() as request:
         assert request.with_files(request_(files).files()) == request_(files)
@@ -115,6 +115,30 @@ def test_a_familys_option_opens_no_file_of_the_machine(files: Path) -> None:
     )
     with document.opened() as request:
         assert Path(request.extra["control"]).read_bytes() == (files / "mask.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "named", "message"),
+    [
+        ("model", "/tmp/x.safetensors", "the model '/tmp/x.safetensors', which Kinema does not list"),
+        ("add", {"motion": "/tmp/x.ckpt"}, "the add-on '/tmp/x.ckpt', which Kinema does not list"),
+        ("add", {"motion": "animatediff-pocket-zooms-in"}, "the add-on 'animatediff-pocket-zooms-in'"),
+        ("loras", {"/tmp/x": 1.0}, "the LoRA '/tmp/x', which Kinema does not list"),
+    ],
+)
+def test_a_document_opens_with_listed_names_or_without_those_that_the_caller_gives(
+    part: Any, named: Any, message: str
+) -> None:
+    listed = {"model": "animatediff-pocket", "add": {"style": "animatediff-pocket-night"}}
+    listed |= {"loras": {"animatediff-pocket-zooms-in": 1.0}}
+    document = Document({"prompt": "x"}, **{**listed, part: named})
+    with pytest.raises(BadRequest, match=message), document.opened():
+        pass
+    without = document.without(part)
+    with without.opened() as request:
+        assert request.prompt == "x"
+    left_out = {"model": {"model": None, "add": {}}, "add": {"add": {}}, "loras": {"loras": {}}}[part]
+    assert {name: getattr(without, name) for name in listed} == {**listed, **left_out}
 
 
 def test_not_a_document(tmp_path: Path) -> None:

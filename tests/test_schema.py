@@ -95,6 +95,24 @@ def test_a_request_that_is_not_a_table_of_options_is_refused(data: object) -> No
 def test_a_reversed_guidance_interval_is_refused() -> None:
     with pytest.raises(BadRequest, match="guidance_interval"):
         Request(prompt="x", guidance_interval=(5, -5))
+    for nothing in ((math.inf, math.inf), (-math.inf, -math.inf)):  # in JSON these would be open ends
+        with pytest.raises(BadRequest, match="guidance_interval"):
+            Request(prompt="x", guidance_interval=nothing)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sampler_options": {"churn_max": math.inf}}, "sampler_options 'churn_max' is inf; expected a finite number"),
+        ({"loras": {"a": math.nan}}, "loras 'a' is nan; expected a finite number"),
+        ({"region": (0, 0, math.inf, 1)}, "region is inf; expected a finite number"),
+        ({"extra": {"a": {"b": [1, -math.inf]}}}, "extra 'a' 'b' is -inf; expected a finite number"),
+    ],
+)
+def test_numbers_that_json_cannot_record_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        Request(**given)
+    assert str(refused.value) == message
 
 
 def test_a_region_outside_the_frame_is_refused() -> None:

@@ -18,7 +18,8 @@ Python, the command line (``--document``) and the service take the same document
 
 ``request`` holds the fields of `Request`; where a field is a file, it is ``media:NAME``, a name in ``media``. An entry
 of ``media`` has the file's contents in base64 (``data``), or names a file in the document's folder (``file``) whose
-hash must be the recorded one. So a document from a stranger opens no other file. ``editor`` is what only an editor
+hash must be the recorded one. Models, add-ons and LoRAs are names that Kinema lists, which `Document.opened` checks. So
+a document from a stranger opens no other file. ``editor`` is what only an editor
 uses, such as the frame that is shown. Imports without torch.
 """
 
@@ -34,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kinema import bounds, registry
 from kinema.atomic import replacing
@@ -214,6 +215,15 @@ class Document:
 
     # ------------------------------------------------------------------------------ opening
 
+    def without(self, *names: Literal["model", "add", "loras"]) -> Document:
+        """Return the document without the names that the caller gives in place of its own.
+
+        Add-ons are parts of a model, so a document without its model has none.
+        """
+        own = replace(self, add={}) if {"model", "add"} & {*names} else self
+        own = replace(own, model=None) if "model" in names else own
+        return replace(own, loras={}) if "loras" in names else own
+
     def with_files(self, files: Mapping[str, str]) -> Request:
         """Return the request with the file of each medium. Raises `BadRequest` for an invalid request, for a file that
         is not a medium, and for models that do not ship with Kinema.
@@ -239,13 +249,32 @@ class Document:
         >>> with kinema.Document.read("star.kinema.json").opened() as request:
         ...     clip = kinema.load("zoetrope").run(request)
 
-        Raises `BadRequest` also if an option of a family would open a file that is not a medium.
+        Raises `BadRequest` also if an option of a family would open a file that is not a medium, and for a model, an
+        add-on or a LoRA that Kinema does not list; leave out those that you give yourself (`without`).
         """
+        self._check_names()
         with tempfile.TemporaryDirectory(prefix="kinema-document-") as name:
             files = self.written(Path(name))
             request = self.with_files(files)
             check_family_files(request, set(files.values()))
             yield request
+
+    def _check_names(self) -> None:
+        """Raise `BadRequest` for a model, an add-on or a LoRA that Kinema does not list."""
+        if self.model is not None:
+            check_ships(self.model, "--model")
+        for slot, name in self.add.items():
+            if name not in registry.EMBEDDED and registry.ADD_ONS.get(name, "lora") == "lora":
+                raise BadRequest(
+                    f"the document names the add-on {quoted(name)}, which Kinema does not list; give its file yourself "
+                    f"with --add {slot}=FILE"
+                )
+        for name in self.loras:
+            if registry.ADD_ONS.get(name) != "lora":
+                raise BadRequest(
+                    f"the document names the LoRA {quoted(name)}, which Kinema does not list; give its file yourself "
+                    "with --lora"
+                )
 
     def written(self, folder: Path) -> dict[str, str]:
         """Write the media into ``folder``, each under its own name in a folder of its own; return their paths."""

@@ -362,7 +362,8 @@ class Request:
                 f"{values.counted(self.clips, 'clip')} of {self.frames} frames at {self.width}×{self.height} exceed "
                 f"{MAX_PIXELS:,} pixels; ask for fewer frames or a smaller size"
             )
-        if self.guidance_interval and not self.guidance_interval[0] <= self.guidance_interval[1]:
+        low, high = self.guidance_interval or (0.0, 0.0)
+        if not low <= high or low == math.inf or high == -math.inf:
             raise BadRequest(f"guidance_interval is {quoted(self.guidance_interval)}; expected the lower log-SNR first")
         if not all(0 <= stop <= 1 for stop in self.free_init_stop):
             raise BadRequest(f"free_init_stop is {quoted(self.free_init_stop)}; expected two frequencies from 0 to 1")
@@ -480,9 +481,23 @@ def _check(f: Field[Any], value: Any) -> None:
             _check_entries(f, value)
         expected = f.metadata.get("expected") or values.expected(hint) + (f" from {within}" if within else "")
         raise BadRequest(f"{f.name} is {quoted(value)}; expected {expected}")
+    if f.name != "guidance_interval":  # JSON has no infinite numbers; only this field has open ends, which are null
+        _check_finite(f.name, value)
     if within and value is not None and not least <= value <= most:
         number = plain_number(value) if isinstance(value, float) else quoted(value)
         raise BadRequest(f"{f.name} is {number}; expected {within}")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    """Raise `BadRequest` for an infinite number, or none, in a value: it could not be recorded."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_finite(f"{name} {quoted(key)}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_finite(name, inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadRequest(f"{name} is {value}; expected a finite number")
 
 
 def _check_entries(f: Field[Any], value: Mapping[Any, Any]) -> None:
@@ -507,5 +522,5 @@ def _plain_data(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain_data(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # an open end of a range: JSON has no infinite numbers
+        return None  # an open end of guidance_interval: JSON has no infinite numbers
     return str(value) if isinstance(value, Path) else value

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kinema import Clip, Document, Request
+from kinema.cli.document import with_document
 from kinema.cli.main import main
 from kinema.media.metadata import read_recipe
 
@@ -75,3 +76,27 @@ def test_a_document_of_another_verb_or_with_files_of_its_own_is_refused(
         path = Document({"prompt": "x"}, **extra).save(tmp_path / "x.kinema.json", overwrite=True)  # type: ignore[arg-type]
         assert main(["generate", "--document", str(path)]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "options"),
+    [
+        ({"model": "animatediff-pocket"}, {"model": "zoetrope"}, {"model": "zoetrope"}),
+        (
+            {"model": "animatediff-pocket"},
+            {"model": "animatediff-pocket"},
+            {"model": "animatediff-pocket", "add": ["style=animatediff-pocket-night"]},
+        ),
+        ({}, {"model": "mine"}, {"model": "mine", "add": ["style=animatediff-pocket-night"]}),
+        ({"add": {"style": "/tmp/x"}}, {"add": ["style=mine"]}, {"add": ["style=mine"]}),
+        ({"model": "/tmp/x", "add": {"style": "/tmp/x"}}, {"model": "mine"}, {"model": "mine"}),
+        ({"loras": {"/tmp/x": 1.0}, "add": {}}, {"lora": ["mine:1"]}, {"lora": ["mine:1"]}),
+    ],
+)
+def test_the_command_lines_names_replace_the_documents_and_another_model_has_none_of_its_add_ons(
+    tmp_path: Path, names: dict, given: dict, options: dict
+) -> None:
+    named = {"add": {"style": "animatediff-pocket-night"}, **names}
+    path = Document({"prompt": "x"}, **named).save(tmp_path / "x.kinema.json")
+    with with_document("generate", {"document": path, **given}) as found:
+        assert {name: found[name] for name in ("model", "add", "lora") if name in found} == options

@@ -24,7 +24,7 @@ VALUES = {
     "animate": {
         "model": "zoetrope", "image": {"id": "asset-1", "name": "asset-1"}, "size": {"name": "768px:16:9"},
         "keyframes": [{"frame": 5, "file": {"id": "asset-2", "name": "asset-2"}}], "region": [0, 0.1, 0.5, 1],
-        "start": "4f", "control": {"id": "asset-3", "name": "asset-3"},
+        "start": "4f", "control": {"id": "asset-3", "name": "asset-3"}, "guidance_interval": [None, 0],
     },
 }  # fmt: skip
 REQUESTS = {
@@ -37,6 +37,7 @@ REQUESTS = {
     "animate": {
         "task": "animate", "image": "asset-1", "size": "768px:16:9", "keyframes": {"5": "asset-2"},
         "region": [0, 0.1, 0.5, 1], "start": "4f", "extra": {"control": "asset-3"},
+        "guidance_interval": [None, 0],
     },
 }  # fmt: skip
 
@@ -87,6 +88,7 @@ def test_a_recipe_with_infinite_numbers_gives_its_settings(opened):
         text,
     )
     values = {"model": "m", "prompt": 'to Infinity, "NaN"', "seed": 7, "super_resolution": "big"}
+    values["guidance_interval"] = [None, 0]
     assert found == {"verb": "animate", "values": values, "inputs": ["image"]}
 
 

@@ -192,6 +192,19 @@ def test_an_add_on_of_the_models_page_is_used_kept_in_a_document_and_reused(serv
     assert json.loads(clip_of(server, again, "recipe"))["frames_hash"] == recipe["frames_hash"]
 
 
+def test_another_model_of_the_models_page_leaves_the_add_ons_out(opened):
+    page = opened("#models")
+    kept = "async () => (await import('/studio/store.js')).remembered('values')"
+    page.get_by_role("button", name="Use animatediff-pocket-night", exact=True).click()
+    page.get_by_role("button", name="Go to Make").wait_for()
+    for model, slots in (("animatediff-pocket", ["style"]), ("zoetrope", [])):
+        page.evaluate("location.hash = 'models'")
+        page.get_by_role("button", name=f"Use {model}", exact=True).click()
+        page.wait_for_selector(".make-form")
+        found = page.evaluate(kept)
+        assert (found["model"], [each["slot"] for each in found.get("add", [])]) == (model, slots)
+
+
 def test_a_download_shows_its_progress_and_is_cancelled(server, opened):
     page = opened("#make")
     state = {"download": None}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kinema.options import Option
 from kinema.schema import BadRequest, Request, TaskName
@@ -23,6 +23,9 @@ DOCUMENT = Option(
     path=True,
 )
 
+_NAMES: Mapping[str, Literal["add", "loras"]] = {"add": "add", "lora": "loras"}
+"""Options that replace the names of a document: a part of it by option."""
+
 
 @contextmanager
 def with_document(task: TaskName, given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -36,6 +39,9 @@ def with_document(task: TaskName, given: Mapping[str, Any]) -> Iterator[Mapping[
     from kinema.document import Document
 
     document = Document.read(given[DOCUMENT.name])
+    if given.get("model", document.model) != document.model and document.model is not None:
+        document = document.without("model")
+    document = document.without(*(_NAMES[name] for name in _NAMES if name in given))
     with document.opened() as request:
         if request.task != task:
             raise BadRequest(
@@ -49,32 +55,9 @@ def _options(document: Document, request: Request) -> dict[str, Any]:
     """A document's request, model and LoRAs as options."""
     named = {name: getattr(request, name) for name in json.loads(request.to_json()) if name != "task"}
     if document.model is not None:
-        from kinema.document import check_ships
-
-        check_ships(document.model, "--model")
         named["model"] = document.model
     if document.loras:
-        named["lora"] = [f"{_lora(name)}:{weight:g}" for name, weight in document.loras.items()]
+        named["lora"] = [f"{name}:{weight:g}" for name, weight in document.loras.items()]
     if document.add:
-        named["add"] = [f"{slot}={_add_on(slot, name)}" for slot, name in document.add.items()]
+        named["add"] = [f"{slot}={name}" for slot, name in document.add.items()]
     return named
-
-
-def _add_on(slot: str, name: str) -> str:
-    """An add-on that Kinema lists. Raises BadRequest for others: a document opens no file of this machine."""
-    from kinema import registry
-
-    if name not in registry.EMBEDDED and registry.ADD_ONS.get(name, "lora") == "lora":
-        raise BadRequest(
-            f"the document names the add-on {registry.quoted(name)}; give its file yourself with --add {slot}=FILE"
-        )
-    return name
-
-
-def _lora(name: str) -> str:
-    """A LoRA that Kinema lists. Raises BadRequest for others: a document opens no file of this machine."""
-    from kinema import registry
-
-    if registry.ADD_ONS.get(name) != "lora":
-        raise BadRequest(f"the document names the LoRA {registry.quoted(name)}; give its file yourself with --lora")
-    return name

@@ -42,6 +42,8 @@ class Dispatcher:
         self.live: dict[str, Live] = {}
         self._unbegun: dict[str, int] = {}
         """How many workers ended since they got a job and before they began it, by job."""
+        self._devices: dict[str, Sequence[str]] = {}
+        """The devices that can run each waiting job: the queue is not read again for each job that is given out."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._again: asyncio.TimerHandle | None = None
@@ -172,14 +174,13 @@ class Dispatcher:
         try:
             while not self._stopping and not self.store.paused:
                 idle = [worker for worker in self.workers if worker.state == "idle"]
-                waiting = map(self.store.get, self.store.queued() if idle else ())
-                job, able = next(((job, able) for job in waiting if (able := self._able(job, idle))), (None, []))
-                if job is None:
+                video_id, able = self._next(idle) if idle else (None, [])
+                if video_id is None:
                     return
                 if not self.catalogue.fresh:
                     self._start(self._wake_after_look())
                     return
-                self._begin(job, able)
+                self._begin(self.store.get(video_id), able)
         except ServiceError:  # the disk is full
             self._again = asyncio.get_running_loop().call_later(RETRY, self.wake)
 
@@ -194,9 +195,22 @@ class Dispatcher:
             self._looking = False
         self.wake()
 
-    def _able(self, job: Job, idle: Sequence[Worker]) -> Sequence[Worker]:
-        """The idle workers that can run a job. Where its devices are no more, it fails on another with a sentence."""
-        able = [worker for worker in self.workers if worker.device in job.settled.devices and worker.usable]
+    def _next(self, idle: Sequence[Worker]) -> tuple[str | None, Sequence[Worker]]:
+        """The first waiting job that an idle worker can run, and those workers; None if there is none."""
+        waiting = self.store.queued()
+        self._devices = {video_id: self._devices[video_id] for video_id in waiting if video_id in self._devices}
+        for video_id in waiting:
+            if video_id not in self._devices:
+                self._devices[video_id] = self.store.get(video_id).settled.devices
+            if able := self._able(self._devices[video_id], idle):
+                return video_id, able
+        return None, []
+
+    def _able(self, devices: Sequence[str], idle: Sequence[Worker]) -> Sequence[Worker]:
+        """The idle workers that can run a job of these devices. Where they are no more, it fails on another with a
+        sentence.
+        """
+        able = [worker for worker in self.workers if worker.device in devices and worker.usable]
         return [worker for worker in idle if worker in able] if able else idle
 
     def _begin(self, job: Job, idle: Sequence[Worker]) -> None:

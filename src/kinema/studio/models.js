@@ -57,7 +57,9 @@ export async function mount(root) {
     await ask();
   }
   function use(row) {
-    remember("values", { ...remembered("values", {}), model: row.id });
+    const { add, ...values } = remembered("values", {});
+    const same = (values.model ?? fields.model.default) === row.id;
+    remember("values", { ...values, ...(same && add ? { add } : {}), model: row.id }); // add-ons are parts of a model
     go("make");
   }
   function useLora(row, weight) {

@@ -88,7 +88,8 @@ function toPlain(field, value) {
         (each) => plainValue(each.value),
         (key) => key.replaceAll("-", "_"),
       );
-    case "pair":
+    case "pair": // null is an open end, where the field has one
+      return value.every((each) => each === null) ? undefined : value;
     case "box":
       return value.some((each) => each === null) ? undefined : value;
     default:
@@ -126,8 +127,6 @@ const TO_FORM = {
     })),
 };
 
-const usable = (value) => !(Array.isArray(value) && value.includes(null));
-
 /** The verb and values of an order, for a form: {verb, values}. */
 export function valuesOf(definitions, { model, add = {}, request }) {
   const { task: verb = "generate", width, height, size, extra = {}, ...rest } = request;
@@ -144,7 +143,7 @@ export function valuesOf(definitions, { model, add = {}, request }) {
         ? undefined
         : rest[outer];
     if (inner) delete others[inner];
-    if (found !== undefined && found !== null && usable(found))
+    if (found !== undefined && found !== null)
       values[field.name] = (TO_FORM[field.type] ?? ((each) => each))(found);
   }
   if (Object.keys(others).length) values.extra = TO_FORM.mapping(others);

@@ -77,6 +77,11 @@ async def test_add_ons_of_a_document_are_those_of_the_order_and_of_its_own_docum
         assert (await http.create(document=given, add={}, prompt=None))["add"] == {}
         found = (await http.get(f"/v1/videos/{video['id']}/document")).json()
         assert found["add"] == {"style": "night"}
+        # The add-ons are those of the document's model: another model has none of them.
+        assert (await http.create(document=given, model="svd-pocket", prompt=None))["add"] == {"style": "night"}
+        assert (await http.create(document=given, model="zoetrope", prompt=None))["add"] == {}
+        of_any = {name: value for name, value in given.items() if name != "model"}
+        assert (await http.create(document=of_any, model="zoetrope", prompt=None))["add"] == {"style": "night"}
 
 
 @run

@@ -305,6 +305,9 @@ async def test_a_plan_answers_a_refused_body_as_an_error_or_if_asked_by_200(tmp_
             asked = await http.post("/v1/videos/plan?refusals=true", json=body)
             assert (plain.status_code, asked.status_code) == (400, 200)
             assert asked.json() == plain.json()
+        page = (await http.get("/openapi.json")).json()
+        answers = page["paths"]["/v1/videos/plan"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert [each["$ref"].rpartition("/")[2] for each in answers["anyOf"]] == ["Plan", "ErrorAnswer"]
         assert (await http.post("/v1/videos/plan?refusals=true", json={"prompt": "x"})).json()["frames"] == 16
         assert (await http.post("/v1/videos?refusals=true", json={"prompt": "x"})).status_code == 400
 
@@ -319,6 +322,8 @@ async def test_assets_are_uploaded_listed_read_and_removed(tmp_path):
         content = await http.get(f"/v1/assets/{asset['id']}/content")
         assert (content.content, content.headers["content-type"]) == (PNG, "image/png")
         assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).status_code == 204
+        page = (await http.get("/openapi.json")).json()
+        assert "204" in page["paths"]["/v1/assets/{asset_id}/recipe"]["get"]["responses"]
         http.engine.asset(asset["id"])[1].with_name("recipe.json").write_text("{}")
         assert (await http.get(f"/v1/assets/{asset['id']}/recipe")).json() == {}
         assert (await http.client.delete(f"/v1/assets/{asset['id']}")).json()["deleted"]

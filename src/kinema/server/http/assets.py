@@ -90,7 +90,11 @@ async def content(asset_id: AssetId, request: Request, service: Here) -> Respons
     return await opened(path, asset_id, kind, request.headers)
 
 
-@router.get("/{asset_id}/recipe", response_class=Response, responses=binary("application/json"))
+@router.get(
+    "/{asset_id}/recipe",
+    response_class=Response,
+    responses={**binary("application/json"), 204: {"description": "The asset has no recipe"}},
+)
 async def recipe(asset_id: AssetId, request: Request, service: Here) -> Response:
     """The recipe inside an uploaded clip that Kinema generated; 204 if there is none."""
     path = service.engine.asset(asset_id)[1].with_name(RECIPE)

@@ -110,7 +110,7 @@ def overridden(values: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[d
     own = {name: value for name, value in values.items() if name != "document"}
     if "model" not in own and given["model"] is not None:
         own["model"] = given["model"]
-    if given["add"]:
+    if given["add"] and given["model"] in (None, own.get("model")):  # add-ons are parts of the document's model
         own.setdefault("add", given["add"])
     if not own.keys() & {"verb", "task"}:
         own["task"] = given["request"].get("task", "generate")

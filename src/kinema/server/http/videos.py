@@ -115,7 +115,7 @@ async def create(request: Request, service: Here) -> JSONResponse:
     return await _submitted(service, request, CREATE)
 
 
-@router.post("/plan", response_model=schemas.Plan, openapi_extra=VIDEO_BODY)
+@router.post("/plan", response_model=schemas.Plan | schemas.ErrorAnswer, openapi_extra=VIDEO_BODY)
 async def plan(
     request: Request,
     service: Here,
