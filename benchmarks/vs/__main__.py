@@ -65,8 +65,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WHAT = ("step", "decode", "memory", "cold", "compiled", *OpenSoraBlocks.parts, *T5Reading.parts)
 SAME = {"fp32": 1e-3, "bf16": 0.5}
 """Largest difference, in standard deviations, at which results count as equal."""
-BRIEF = 5.0
-"""Seconds of a call below which its second run is recorded."""
 FEW = 2
 """Number of pairs for rows that hardly vary (memory) or have no goal (both in bf16 arithmetic)."""
 
@@ -214,9 +212,8 @@ def compared(
     sides = {"theirs": work.theirs, "ours": work.ours}
     results, recordings = {}, {}
     for side, call in sides.items():
+        call()  # the first one prepares: its weights and memory are not in place
         result, recordings[side] = recorded(call, work.weights)
-        if recordings[side].seconds < BRIEF:  # the first call of a small network is mostly preparation
-            result, recordings[side] = recorded(call, work.weights)
         results[side] = result.float()
     attainable = Attainable(clock)
     row.budget = {side: budget(recording, attainable) for side, recording in recordings.items()}

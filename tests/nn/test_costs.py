@@ -38,6 +38,20 @@ def test_parts_are_neither_a_few_tokens_nor_larger_than_the_shared_cache(width):
     assert chosen * 4 * width * 4 <= 2**25
 
 
+@pytest.mark.parametrize(
+    ("times_the_cache", "threads", "order"),
+    [
+        (1, 1, "one by one"),
+        (1000, 1, "in one batch"),
+        (1000, 3, "in one batch"),
+        (1, 2, "in parallel"),
+        (1000, 2, "in parallel"),
+    ],
+)
+def test_large_networks_run_branches_in_one_batch_where_threads_cannot_be_halved(times_the_cache, threads, order):
+    assert costs.order_of_branches(times_the_cache * 2**25, threads) == order
+
+
 def test_caches_are_read_from_the_system(tmp_path, monkeypatch):
     monkeypatch.undo()
     for index, (level, size) in enumerate([(1, "48K"), (1, "32K"), (2, "1024K"), (3, "32768K")]):

@@ -26,7 +26,7 @@ OWN_CACHE, SHARED_CACHE = 2**20, 2**25
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 """Where Linux describes them."""
 BATCHED = 16
-"""Networks whose weights are this many times the shared cache, for each thread, run guidance branches as one batch."""
+"""Networks whose weights are this many times the shared cache run guidance branches as one batch on one thread."""
 PASSES = 5
 """How often a part's activation, eight times as wide as its tokens, is written or read, per half of it."""
 FEWEST = 32
@@ -80,10 +80,10 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
 def order_of_branches(weights: int, threads: int) -> Branches:
     """Return the fastest way to run the guidance branches of a network with ``weights`` bytes of weights.
 
-    If the weights are far larger than the shared cache, one batch reads them once instead of twice. Otherwise two
-    branches run at the same time on half of the threads each, which then wait for each other once instead of at every
-    operation's end.
+    With an even number of threads, two branches run at the same time on half of the threads each: they then wait for
+    each other once instead of at every operation's end. Otherwise, if the weights are far larger than the shared cache,
+    one batch reads them once instead of twice.
     """
-    if weights > BATCHED * caches()[1] * threads:
-        return "in one batch"
-    return "one by one" if threads % 2 else "in parallel"
+    if threads % 2 == 0:
+        return "in parallel"
+    return "in one batch" if weights > BATCHED * caches()[1] else "one by one"
