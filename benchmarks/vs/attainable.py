@@ -10,15 +10,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import cycle
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.vs.recorded import PRODUCTS, Product, Recording, prod
+from kinema.nn import costs
 
 TIMED, SLOWER, BRIEF = 2, 1.25, 0.02
 """Further calls of each kernel whose first took at most SLOWER times the fastest's; four times as many of calls under
@@ -67,12 +66,9 @@ class Attainable:
         return self.clock() - began
 
 
-@cache
 def cache_bytes() -> int:
-    """The size of the processor's last cache; 32 MiB where the system does not say."""
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=2**25)
+    """The size of the processor's last cache, as the package's cost model sees it."""
+    return costs.caches()[1]
 
 
 def kernels(product: Product, cold: bool) -> list[Call]:

@@ -2,8 +2,9 @@
 
 A layer computes its tokens in parts. Each part calls three products and reads all weights again; its activations are
 written and read where they fit, in a core's cache, the shared cache or memory. The model adds these times to those of
-the multiplications, and the cheapest part size is used. Only ratios of its constants matter. They were fitted on the
-widths 64 and 640 and are checked on others (``python -m benchmarks.choices``, docs/notes/0006-speed.md).
+the multiplications, and the cheapest part size is used. Only ratios of its constants matter. They were set by hand from
+the rates of one Zen 5 EPYC at widths from 64 to 1,280 (docs/notes/0006-speed.md); ``python -m benchmarks.choices``
+times the choice against all others.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ OWN_CACHE, SHARED_CACHE = 2**20, 2**25
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 """Where Linux describes them."""
 BATCHED = 16
-"""Networks whose weights are this many times the shared cache run guidance branches as one batch on one thread."""
+"""Networks whose weights are this many times the shared cache run guidance branches as one batch on one thread. A guess
+between networks where a batch is known to be slower and those of the published width, where it is faster."""
 PASSES = 5
-"""How often a part's activation, eight times as wide as its tokens, is written or read, per half of it."""
+"""How often a half of a part's activation is written or read: the gate or the value, four times as wide as a token."""
 FEWEST = 32
 
 
