@@ -24,10 +24,21 @@ def test_without_transfers_all_tokens_are_one_part():
 
 def test_wide_layers_read_their_weights_again_for_each_part():
     width, rows = 1280, 2**14
-    weights = 12 * width**2 * 4
+    weights, compute = 12 * width**2 * 4, 24 * width**2 / costs.RATE[4]
     few, many = (costs.seconds(rows, part, width, 4, 1) for part in (16, 32))
-    parts = rows / 32
-    assert few - many == pytest.approx(parts * (costs.CALL + weights / costs.MEMORY), rel=1e-9)
+    reading = weights / costs.MEMORY
+    waits = [
+        count * (costs.CALL + reading - costs.OVERLAP * rows / count * compute) for count in (rows / 16, rows / 32)
+    ]
+    assert few - many == pytest.approx(waits[0] - waits[1], rel=1e-9)
+
+
+def test_activations_beyond_a_quarter_of_the_shared_cache_cost_their_transfer():
+    width, rows = 448, 2048
+    hidden = 8 * width * rows * 4
+    whole = rows * 24 * width**2 / costs.RATE[4] + costs.CALL + (hidden - 2**23) / costs.SPILL
+    assert costs.seconds(rows, rows, width, 4, 1) == pytest.approx(whole, rel=1e-9)
+    assert costs.rows_at_once(rows, width, 4, 1) == 512
 
 
 @pytest.mark.parametrize("width", [320, 640])

@@ -1,10 +1,10 @@
 """A cost model of products on a CPU: how many tokens a feed-forward layer computes at a time.
 
-A layer computes its tokens in parts. Each part calls three products and reads all weights again; its activations are
-written and read where they fit, in a core's cache, the shared cache or memory. The model adds these times to those of
-the multiplications, and the cheapest part size is used. Only ratios of its constants matter. They were set by hand from
-the rates of one Zen 5 EPYC at widths from 64 to 1,280 (docs/notes/0006-speed.md); ``python -m benchmarks.choices``
-times the choice against all others.
+A layer computes its tokens in parts. Each part calls three products and reads all weights again, from a core's cache,
+the shared cache or memory; activations beyond a quarter of the shared cache cost more. The model adds these times to
+those of the multiplications, and the cheapest part size is used. Only ratios of its constants matter. They were set by
+hand from the rates of one Zen 5 EPYC at widths from 64 to 1,280 (docs/notes/0006-speed.md); ``python -m
+benchmarks.choices`` times the choice against all others.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 BATCHED = 16
 """Networks whose weights are this many times the shared cache run guidance branches as one batch on one thread. A guess
 between networks where a batch is known to be slower and those of the published width, where it is faster."""
-PASSES = 5
-"""How often a half of a part's activation is written or read: the gate or the value, four times as wide as a token."""
+OVERLAP = 0.08
+"""Share of a part's multiplications in whose time its weights are read."""
+SPILL = 2.3e9
+"""Bytes per second and core of activations beyond a quarter of the shared cache: their pages are new each time."""
 FEWEST = 32
 
 
@@ -69,14 +71,12 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
     own, shared = caches()
     weights, hidden = 12 * width**2 * itemsize, 8 * width * part * itemsize
 
-    def transfer(size: float, times: float = 1) -> float:
-        """Seconds to read or write bytes, with a working set of this size."""
-        if size <= own * threads:
-            return 0
-        return times * size / (SHARED * threads if size <= shared else MEMORY)
-
-    each = CALL + transfer(weights) + transfer(hidden / 2, PASSES)
-    return rows * 24 * width**2 / (RATE[itemsize] * threads) + -(-rows // part) * each
+    compute = 24 * width**2 / (RATE[itemsize] * threads) * part
+    # Weights are read while the products run, for a share of their time.
+    reading = 0 if weights <= own * threads else weights / (SHARED * threads if weights <= shared else MEMORY)
+    waiting = max(0, reading - OVERLAP * compute)
+    spilled = max(0, hidden - shared / 4) / (SPILL * threads)
+    return rows / part * compute + -(-rows // part) * (CALL + waiting + spilled)
 
 
 def order_of_branches(weights: int, threads: int) -> Branches:
