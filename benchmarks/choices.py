@@ -7,7 +7,7 @@ rows: tokens that a feed-forward layer computes at a time, a power of two or all
 one after the other, at the same time on half of the threads each, or as one batch. Options alternate; weights are cold,
 as in a step. What the package chooses is seen from a recording of its own call. The goal is chosen/best of at most
 1.03.
-The cost model's constants were set at widths 64, 320, 640 and 1280; the others are new to it.
+The cost model's constants were set at widths 64, 320, 448, 640 and 1280; the others are new to it.
 """
 
 from __future__ import annotations
