@@ -114,3 +114,44 @@ def test_training_settings_match_the_paper() -> None:
     assert (large.steps, large.images, large.text_drop) == (700_000, 8, 0.1)
     assert (ucf.steps, ucf.batch, ucf.learning_rate, ucf.text_drop) == (60_000, 128, 3e-4, 0.0)
     assert recipe.recipe(presets()["text-128"]).images == 7
+
+
+# ---------------------------------------------------------------------------------- image models
+
+
+def image_model(config: Config) -> Config:
+    return replace(config, training=replace(config.training, per_frame=True))
+
+
+def test_an_image_model_is_trained_on_every_frame_as_an_independent_image(tiny: Config, lively: Lively) -> None:
+    """The same loss and gradients as on a batch of images without a clip; temporal attention gets no gradient."""
+    model, clips = lively(), batch(frames=3)
+    recipe.loss(model, image_model(tiny), clips, seeded()).sum().backward()
+    own = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert not any(".time.qk" in name or ".time.relative" in name for name in own)
+    model.zero_grad(set_to_none=True)
+    images = replace(
+        clips,
+        video=clips.video[:, :, :0],
+        images=clips.video.transpose(1, 2),
+        image_captions=[[caption] * 3 for caption in clips.captions],
+    )
+    recipe.loss(model, tiny, images, seeded()).sum().backward()
+    for name, gradient in own.items():
+        torch.testing.assert_close(gradient, dict(model.named_parameters())[name].grad)
+
+
+def test_frames_of_an_image_model_have_noise_levels_of_their_own(tiny: Config) -> None:
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, z: torch.Tensor, log_snr: torch.Tensor, cond: None, *, independent: int) -> torch.Tensor:
+            seen.append((log_snr, independent))
+            return z * 0
+
+    config = replace(image_model(tiny), text="none", words=())
+    assert recipe.loss(Recorder(), config, batch(frames=3), seeded()).shape == (2,)
+    levels, independent = seen[0]
+    assert independent == 3
+    assert levels.shape == (2, 3)
+    assert len(levels.unique()) == 6

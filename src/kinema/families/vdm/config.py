@@ -24,8 +24,11 @@ class Training:
     learning_rate: float = 3e-4
     images: int = 0
     """Number K of independent images appended to every clip (§3.1)."""
+    per_frame: bool = False
+    """Train an image model: every frame of a clip is an independent image with its own noise level."""
     frameskip: int = 1
     text_drop: float = 0.1
+    optimiser: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Letters: B batch, T frames of the clip, K images, F = T + K.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ def recipe(config: Config) -> TrainingSettings:
         steps=training.steps,
         batch=training.batch,
         learning_rate=training.learning_rate,
+        optimiser=training.optimiser,
         images=training.images,
         frameskip=training.frameskip,
         text_drop=training.text_drop if config.conditional else 0.0,
@@ -39,38 +42,63 @@ def recipe(config: Config) -> TrainingSettings:
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
     """Mean squared error of the prediction target (eps or v), ``[B]``, with equal weight for each frame and image.
 
-    Every image has its own noise level: images are separate batch items that only share the forward pass (§3.1).
-    Empty captions train the null condition. ``batch.mask`` is ignored: sampling honours canvases by guidance.
+    Every image has its own noise level: images are separate batch items that only share the forward pass (§3.1). An
+    image model (``per_frame``) has no clip: all frames are images with the clip's caption. Empty captions train the
+    null condition. ``batch.mask`` is ignored: sampling honours canvases by guidance.
     """
+    if config.training.per_frame:
+        batch = _as_images(batch)
     video, images = batch.video, batch.images
     size, frames = video.shape[0], video.shape[2]
     count = 0 if images is None else images.shape[1]
-    parts = [video] if images is None else [video, rearrange(images, "b k c h w -> (b k) c 1 h w")]
-    counts = [batch.count, batch.count * count][: len(parts)]
-    levels = [batch.own(losses.uniform_levels(SCHEDULE, n, generator, stratified=True)) for n in counts]
+    parts = [] if frames == 0 else [_Part(video, frames, batch.count)]
+    if images is not None:
+        parts.append(_Part(rearrange(images, "b k c h w -> (b k) c 1 h w"), count, batch.count * count))
+    levels = [batch.own(losses.uniform_levels(SCHEDULE, part.draws, generator, stratified=True)) for part in parts]
     noises = [
-        batch.own(torch.randn(n, *part.shape[1:], generator=generator)).to(part)
-        for n, part in zip(counts, parts, strict=True)
+        batch.own(torch.randn(part.draws, *part.clean.shape[1:], generator=generator)).to(video) for part in parts
     ]
 
-    noisy = [_as_frames(level.add_noise(x0, eps), size) for level, x0, eps in zip(levels, parts, noises, strict=True)]
-    log_snr_BF = levels[0].log_snr.reshape(size, 1).expand(size, frames)
-    if count:
-        log_snr_BF = torch.cat([log_snr_BF, levels[1].log_snr.reshape(size, count)], dim=1)
+    noisy = [
+        _as_frames(level.add_noise(part.clean, eps), size)
+        for part, level, eps in zip(parts, levels, noises, strict=True)
+    ]
+    log_snr = [
+        level.log_snr.reshape(size, -1).expand(size, part.frames) for part, level in zip(parts, levels, strict=True)
+    ]
     output = model(
-        torch.cat(noisy, dim=2), log_snr_BF.to(video), _condition_vectors(model, config, batch), independent=count
+        torch.cat(noisy, dim=2),
+        torch.cat(log_snr, dim=1).to(video),
+        _condition_vectors(model, config, batch),
+        independent=count,
     )
 
     process = parameterisation(config)
     weighting = losses.min_snr(config.min_snr) if config.min_snr else losses.UNIFORM
-    outputs = [output[:, :, :frames], rearrange(output[:, :, frames:], "b c k h w -> (b k) c 1 h w")]
-    each = [
-        process.loss(out, x0, eps, level, weighting)
-        for out, x0, eps, level in zip(outputs[: len(parts)], parts, noises, levels, strict=True)
-    ]
-    if not count:
-        return each[0]
-    return (frames * each[0] + each[1].reshape(size, count).sum(1)) / (frames + count)
+    total = torch.zeros(size, device=video.device)
+    outputs = output.split([part.frames for part in parts], dim=2)
+    for part, own, level, eps in zip(parts, outputs, levels, noises, strict=True):
+        items = rearrange(own, "b c (k t) h w -> (b k) c t h w", t=part.clean.shape[2])
+        each = process.loss(items, part.clean, eps, level, weighting).reshape(size, -1)
+        total = total + each.sum(1) * part.clean.shape[2]
+    return total / (frames + count)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The clips of a batch, or its images as clips of one frame."""
+
+    clean: Tensor
+    """[N, C, T, H, W]: a clip, or K images, for each of the B items."""
+    frames: int
+    """Frames of the network's input for each item: T, or K."""
+    draws: int
+    """Noise levels of the whole batch, of which this process has its own share."""
+
+
+def _as_images(batch: Batch) -> Batch:
+    """The same batch with every frame as an image, and clips without frames."""
+    return replace(batch, video=batch.video[:, :, :0], images=rearrange(batch.video, "b c t h w -> b t c h w"))
 
 
 def _as_frames(part: Tensor, size: int) -> Tensor:
@@ -79,13 +107,13 @@ def _as_frames(part: Tensor, size: int) -> Tensor:
 
 
 def _condition_vectors(model: nn.Module, config: Config, batch: Batch) -> Tensor | None:
-    """Condition vectors: [B, F, E], one caption for the clip's frames and one per image; [B, E] without images."""
+    """Condition vectors: [B, F, E], one caption for the clip's frames and one per image; [B, E] if all share one."""
     captions = list(batch.captions)
     size, frames = batch.video.shape[0], batch.video.shape[2]
     vectors = encode(model, config, captions + [caption for row in batch.image_captions for caption in row])
     if vectors is None:
         return None
-    clip_BTE = vectors[:size, None].expand(-1, frames, -1)
-    if batch.images is None:
+    if batch.images is None or not batch.image_captions:
         return vectors
+    clip_BTE = vectors[:size, None].expand(-1, frames, -1)
     return torch.cat([clip_BTE, vectors[size:].unflatten(0, batch.images.shape[:2])], dim=1)

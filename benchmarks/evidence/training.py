@@ -1,0 +1,104 @@
+"""Train the models from scratch, with equal data, and equal operations where the protocol says so."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.evidence import protocol
+from benchmarks.evidence.protocol import MODELS, Model
+from kinema import registry
+from kinema.checkpoints import files
+from kinema.data import playroom
+from kinema.families.vdm import recipe
+from kinema.families.vdm.config import Config, presets
+from kinema.system import Batch, System, Weights
+from kinema.training.options import TrainOptions
+from kinema.training.run import train
+
+SEED = 0
+
+
+def weights(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Path:
+    """The averaged weights of a model: those of a finished run in ``folder``, or trained, resuming a stopped run.
+
+    Exits with 130 if the training is interrupted.
+    """
+    done = folder / model.name / "finished.safetensors"
+    if done.is_file():
+        return done
+    result = train(options(folder, model), on_event)
+    if result.interrupted:
+        print(f"{model.title}: stopped at step {result.step}; the same command resumes it")
+        sys.exit(130)
+    result.weights.replace(done)
+    return done
+
+
+def options(folder: Path, model: Model) -> TrainOptions:
+    """The run of a model, which starts from weights of the protocol's seed."""
+    own = config(model)
+    start = folder / f"start-{model.name}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not start.is_file():
+        family = registry.family("vdm")
+        untrained = System("evidence", family, own, Weights(seed=SEED)).model
+        header = json.dumps({"family": "vdm", "config": family.to_json(own)})
+        files.write_tensors(start, untrained.state_dict(), {"kinema": header})
+    return TrainOptions(
+        model=str(start),
+        out=str(folder / model.name),
+        steps=steps(model),
+        seed=SEED,
+        grammar=protocol.GRAMMAR,
+        precision="fp32",
+        save_every=100,
+        sample_every=0,
+        validate_every=300,
+        keep=1,
+    )
+
+
+def config(model: Model) -> Config:
+    """`vdm/pocket` at 32×32."""
+    pocket = presets()["pocket"]
+    training = replace(
+        pocket.training,
+        steps=protocol.STEPS,
+        batch=protocol.BATCH,
+        learning_rate=protocol.LEARNING_RATE,
+        optimiser="muon",
+        images=model.images,
+        per_frame=model.per_frame,
+    )
+    side, attention = protocol.SIDE, protocol.WIDTHS
+    return replace(pocket, side=side, frames=protocol.FRAMES, attention_sides=attention, training=training)
+
+
+def steps(model: Model) -> int:
+    """Optimiser steps of a model; if its operations are matched, as many as cost what the video model's do."""
+    if not model.matched:
+        return protocol.STEPS
+    return round(protocol.STEPS * operations(MODELS["video"]) / operations(model))
+
+
+def operations(model: Model) -> int:
+    """Floating-point operations of a training step, forward and backward, counted."""
+    own = config(model)
+    network, size = registry.family("vdm").build(own), {"frames": own.frames, "height": own.side, "width": own.side}
+    clips = [playroom.sample(i, **size, fps=own.fps) for i in range(1 + own.training.images)]
+    video = torch.from_numpy(clips[0].video_CTHW)[None]
+    batch = Batch(video, [clips[0].caption], video[:, :1] * 0)
+    if rest := clips[1:]:
+        images = torch.stack([torch.from_numpy(clip.video_CTHW)[:, 0] for clip in rest])[None]
+        batch = replace(batch, images=images, image_captions=[[clip.caption for clip in rest]])
+    with FlopCounterMode(display=False) as counter:
+        recipe.loss(network, own, batch, torch.Generator().manual_seed(0)).sum().backward()
+    return own.training.batch * counter.get_total_flops()
