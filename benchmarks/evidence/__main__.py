@@ -3,44 +3,145 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import benchmarks.evidence
-from benchmarks.evidence import training
-from benchmarks.evidence.protocol import MODELS
+from benchmarks.evidence import extractor, page, parts, pictures, protocol, summary, training
+from benchmarks.evidence.protocol import ARMS, MODELS
+from benchmarks.evidence.rows import Row, stored
+from benchmarks.measuring import EVIDENCE, write
+from kinema.checkpoints.files import weight_hash
 from kinema.events import Event, TrainStep
+from kinema.system import open_system
+
+NAME = "video-diffusion"
+PARTS: Mapping[str, Callable[..., None]] = {
+    "figure": parts.figure,
+    "claims": parts.claims,
+    "losses": parts.losses,
+    "extension": parts.extension,
+}
+
+
+def expected(part: str) -> int:
+    """The number of rows of a part."""
+    count = len(protocol.prompts())
+    return {
+        "figure": (2 + len(ARMS)) * protocol.PER_PROMPT * count,
+        "claims": (4 + len(parts.SCALES)) * count,
+        "losses": 2 * parts.LOSSES,
+        "extension": 2 * len(parts.lasting()),
+    }[part]
 
 
 def main() -> int:
+    options = read_options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = options.evidence / NAME
+    if options.part == "train":
+        for name in options.names or MODELS:
+            training.weights(options.out, MODELS[name], Shown(MODELS[name].title))
+        return 0
+    if options.part != "page":
+        missing = [part for part in options.names or PARTS if len(stored(rows / f"{part}.jsonl")[1]) < expected(part)]
+        measure(options, rows, missing)
+    if options.part != "measure":
+        write_page(options.evidence)
+    return 0
+
+
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "benchmarks.evidence",
         description=benchmarks.evidence.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", nargs="?", choices=("all", "train"), default="all")
-    parser.add_argument("model", nargs="*", choices=tuple(MODELS), help="of train: the models; default all")
+    parser.add_argument("part", nargs="?", choices=("all", "train", "measure", "page"), default="all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of train: models; of measure: parts; default all")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the trainings")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="folder of the measurements and the page")
+    parser.add_argument("--extractor", default=extractor.PLAYROOM, help="package.module:function of the features")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    for name in options.model or MODELS:
-        training.weights(options.out, MODELS[name], Shown(MODELS[name].title))
-    return 0
+    known = {"train": MODELS, "measure": PARTS}.get(options.part, {})
+    if odd := [name for name in options.names if name not in known]:
+        parser.error(f"{odd[0]} is not known to {options.part}; expected {', '.join(known) or 'no name'}")
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path, names: Sequence[str]) -> None:
+    """Measure these parts, after training the models that are missing."""
+    if not names:
+        return
+    files = {name: training.weights(options.out, model, Shown(model.title)) for name, model in MODELS.items()}
+    features = extractor.named_extractor(options.extractor)
+    trained = {name: training.described(options.out, MODELS[name], file) for name, file in files.items()}
+    used = {"name": features.name, "weights": features.weights}
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "models.json", {**trained, "extractor": used})
+    head = {**{name: weight_hash(file) for name, file in files.items()}, "extractor": used["weights"]}
+    systems = {name: open_system(file) for name, file in files.items()}
+    bench = parts.Bench(systems, features.extract, folder, head)
+    for name in names:
+        PARTS[name](bench, *([partial(pictures.keep, folder / "strips")] if name == "figure" else []))
+
+
+def write_page(evidence: Path) -> None:
+    """Compute all figures from the rows, and write them, the pictures and the page."""
+    folder = evidence / NAME
+    rows = {part: _complete(folder, part) for part in PARTS}
+    found = {
+        "command": "python -m benchmarks.evidence",
+        "models": json.loads((folder / "models.json").read_text(encoding="utf-8")),
+        "figure": summary.figure(rows["figure"]),
+        "claims": summary.claims(rows["claims"], rows["losses"], rows["extension"], rows["figure"]),
+    }
+    plotted = (*summary.UNSTEADY, *summary.BESIDE[:2])
+    ratios = {
+        page.NAMES[name]: {ARMS[arm].title: f for arm, f in found["figure"]["measures"][name]["to real"].items()}
+        for name in plotted
+    }
+    pictures.plot(ratios, folder / "measures.png")
+    for number, first in enumerate(range(0, pictures.SHOWN, 2)):
+        pictures.frames(folder / "strips", pictures.shown()[first : first + 2], folder / f"frames-{number + 1}.png")
+    data = summary.plain(found)
+    write(evidence / f"{NAME}.json", data)
+    (evidence / f"{NAME}.md").write_text(page.page(data), encoding="utf-8")
+    print(page.page(data))
+
+
+def _complete(folder: Path, part: str) -> list[Row]:
+    _, rows = stored(folder / f"{part}.jsonl")
+    if len(rows) < expected(part):
+        raise SystemExit(f"{folder}/{part}.jsonl has {len(rows)} of {expected(part)} rows: run `make evidence`")
+    return rows
 
 
 class Shown:
     """Prints the progress of a training, with the time left."""
 
     def __init__(self, title: str) -> None:
-        self.title = title
+        self.title, self.began, self.first = title, time.monotonic(), 0
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, TrainStep) and event.index % 50 == 0:
-            print(f"{self.title}: {event.index}/{event.total}, loss {event.loss:.3f}", flush=True)
+        if not isinstance(event, TrainStep) or event.index % 50:
+            return
+        if not self.first:
+            self.first, self.began = event.index, time.monotonic()
+            left: Any = "?"
+        else:
+            each = (time.monotonic() - self.began) / (event.index - self.first)
+            left = f"{each * (event.total - event.index) / 60:.0f}"
+        print(f"{self.title}: step {event.index} of {event.total}, loss {event.loss:.3f}, {left} min left", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from benchmarks.evidence import protocol
 from benchmarks.evidence.protocol import MODELS, Model
 from kinema import registry
 from kinema.checkpoints import files
+from kinema.checkpoints.files import weight_hash
 from kinema.data import playroom
 from kinema.families.vdm import recipe
 from kinema.families.vdm.config import Config, presets
@@ -40,6 +41,19 @@ def weights(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Path
         sys.exit(130)
     result.weights.replace(done)
     return done
+
+
+def described(folder: Path, model: Model, file: Path) -> dict[str, Any]:
+    """What the page says of a trained model."""
+    last = (folder / model.name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    return {
+        "title": model.title,
+        "steps": steps(model),
+        "operations": operations(model),
+        "parameters": sum(p.numel() for p in registry.family("vdm").build(config(model)).parameters()),
+        "minutes": round(json.loads(last)["seconds"] / 60, 1),
+        "weights": weight_hash(file),
+    }
 
 
 def options(folder: Path, model: Model) -> TrainOptions:

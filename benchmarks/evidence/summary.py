@@ -1,0 +1,148 @@
+"""The figures of the evidence, computed from the rows: medians, paired ratios, win rates, shares, distances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.evidence import distances, protocol
+from benchmarks.evidence.parts import OTHER, SCALES
+from benchmarks.evidence.rows import ORACLE, Row
+from kinema.evaluation.intervals import median, paired_difference, paired_median_ratio, win_rate
+from kinema.evaluation.oracle import Figure
+
+UNSTEADY = ("interpolation_residual", "luma_second_difference", "high_frequency_ratio", "jerk")
+"""Measures of unsteadiness, lower is steadier; a blurred or still clip scores well on them."""
+BESIDE = ("sharpness", "motion_amount", "dynamic_degree")
+"""What they are always shown with."""
+KEPT = ("identity", "frames of the colour", "frames of the outline")
+Compared = dict[str, Any]
+
+
+def figure(rows: Sequence[Row]) -> dict[str, Any]:
+    """The summary of the figure's arms, against real clips and against the video model."""
+    arms = {arm: [row for row in rows if row["arm"] == arm] for arm in (protocol.REAL, *protocol.ARMS)}
+    other = features([row for row in rows if row["arm"] == OTHER])
+    control = features(arms[protocol.REAL])
+    measures = {}
+    for name in (*UNSTEADY, *BESIDE, *KEPT):
+        values = {arm: by_prompt(found, name) for arm, found in arms.items()}
+        measures[name] = {
+            "medians": {arm: median(each) for arm, each in values.items()},
+            "to real": {arm: paired_median_ratio(values[arm], values[protocol.REAL]) for arm in protocol.ARMS},
+            "to the video model": {
+                arm: paired_median_ratio(each, values["video"]) for arm, each in values.items() if arm in RIVALS
+            },
+            "video model lower": {
+                arm: win_rate(values["video"], each) for arm, each in values.items() if arm in RIVALS
+            },
+        }
+    return {
+        "measures": measures,
+        "shares": {name: {arm: share(found, name) for arm, found in arms.items()} for name in ORACLE},
+        "distances": {arm: distance(features(arms[arm]), other, control) for arm in protocol.ARMS},
+    }
+
+
+RIVALS = tuple(arm for arm in protocol.ARMS if arm != "video")
+
+
+def claims(
+    rows: Sequence[Row], losses: Sequence[Row], extension: Sequence[Row], figure_rows: Sequence[Row]
+) -> dict[str, Compared]:
+    """The summary of each of VDM's claims: the first arm against the second."""
+    other = features([row for row in figure_rows if row["arm"] == OTHER])
+
+    def pair(
+        first: str, second: str, of: Sequence[Row] = rows, names: Sequence[str] = (*UNSTEADY, *BESIDE, *KEPT)
+    ) -> Compared:
+        both = [[row for row in of if row["arm"] == arm] for arm in (first, second)]
+        return compared(first, second, *both, names, other)
+
+    joint = pair("4 images", "no images")
+    joint["measures"] = pair("4 images", "no images", losses, ("loss",))["measures"] | joint["measures"]
+    low, middle, high = (f"guidance {scale:g}" for scale in SCALES)
+    extended = ("change at block borders", *UNSTEADY[1:], "sharpness", "motion_amount", *KEPT)
+    return {
+        "joint": joint,
+        "extension": pair("reconstruction", "replacement", extension, extended),
+        "langevin": pair("langevin", "ancestral"),
+        "guidance off": pair(low, middle),
+        "guidance high": pair(high, middle),
+    }
+
+
+def compared(
+    first: str, second: str, a: Sequence[Row], b: Sequence[Row], names: Sequence[str], other_ND: Tensor
+) -> Compared:  # noqa: PLR0917
+    """Two arms on the same prompts: medians, paired ratios and win rates; shares with their differences; distances."""
+    measures = {}
+    for name in names:
+        values = [[float(row[name]) for row in rows] for rows in (a, b)]
+        measures[name] = {
+            "first": median(values[0]),
+            "second": median(values[1]),
+            "ratio": paired_median_ratio(*values),
+            "first lower": win_rate(*values),
+        }
+    found: Compared = {"arms": [first, second], "measures": measures, "shares": {}, "distances": {}}
+    if ORACLE[0] not in a[0]:
+        return found
+    for name in ORACLE:
+        asked = [i for i, row in enumerate(a) if row[name] is not None]
+        right = [[float(rows[i][name]) for i in asked] for rows in (a, b)]
+        found["shares"][name] = {
+            "first": share(a, name), "second": share(b, name), "difference": paired_difference(*right)
+        }  # fmt: skip
+    farther = distances.differences(features(a), features(b), other_ND)
+    each = [distances.kernel_distance, distances.frechet_distance]
+    for name, distance_of, difference in zip(("KVD", "Fréchet distance"), each, farther, strict=True):
+        values = [distance_of(features(rows), other_ND) for rows in (a, b)]
+        found["distances"][name] = {"first": values[0], "second": values[1], "difference": difference}
+    return found
+
+
+def by_prompt(rows: Sequence[Row], name: str) -> list[float]:
+    """The value of each prompt: the mean over its clips."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["prompt"], []).append(float(row[name]))
+    return [math.fsum(each) / len(each) for each in values.values()]
+
+
+def share(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    """How many of the clips whose prompt asks for it the oracle finds right; the interval is over prompts."""
+    asked = [row for row in rows if row[name] is not None]
+    prompts = by_prompt(asked, name)
+    return {
+        "right": sum(row[name] for row in asked),
+        "asked": len(asked),
+        "share": paired_difference(prompts, [0.0] * len(prompts)),
+    }
+
+
+def features(rows: Sequence[Row]) -> Tensor:
+    """The extractor's features N×D."""
+    return torch.tensor([row["features"] for row in rows], dtype=torch.float64)
+
+
+def distance(generated_ND: Tensor, real_ND: Tensor, control_ND: Tensor) -> dict[str, Any]:
+    found = distances.distances(generated_ND, real_ND, control_ND)
+    rows = {name: {"distance": own, "real": real} for name, own, real in found.rows()}
+    return {**rows, "clips": found.size, "reference clips": found.reference}
+
+
+def plain(value: Any) -> Any:
+    """Figures as lists [value, low, high, count], for JSON; infinite ends are null."""
+    if isinstance(value, Figure):
+        ends = [value.mean, value.low, value.high]
+        return [*(float(f"{x:.5g}") if math.isfinite(x) else None for x in ends), value.count]
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
