@@ -3,7 +3,7 @@
 # make check  run the other checks of CI: style, types, layers
 # make dev    create .venv for development, with git hooks
 # make fuzz   read 20,000 damaged files: every reader succeeds or refuses in one line
-# make report write the temporal-consistency report in docs/evidence
+# make evidence write docs/evidence/video-diffusion.md: trains, samples and measures what is missing (hours)
 # make images write the images of README (that of the studio needs Chromium); also called make pictures
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 GROUND := pyproject.toml constraints.txt
 
-.PHONY: demo test check fuzz dev report images pictures
+.PHONY: demo test check fuzz dev evidence images pictures
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -35,8 +35,8 @@ dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
 	$(BIN)/pre-commit install
 
-report: $(VENV)/.test
-	$(BIN)/kinema evaluate --report --evidence docs/evidence --overwrite
+evidence: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.evidence $(ARGS)
 
 images pictures: $(VENV)/.test
 	$(BIN)/python tools/images.py

@@ -53,14 +53,14 @@ def page(data: Mapping[str, Any]) -> str:
         finding(found),
         "![frames of each way, and one line of pixels over time](video-diffusion/frames-1.png)",
         _compared(data),
-        "## Steadiness",
-        "Medians of the measures themselves over the prompts, with 95 % bootstrap intervals. The first four are of "
-        "unsteadiness; a still or blurred clip scores well on them, so sharpness and motion come with them.",
-        medians(found),
-        "![every measure as a multiple of real clips](video-diffusion/measures.png)",
-        "Each rival against the video model, prompt by prompt: the median of the ratios rival / video model, and in "
-        "how many of the prompts the video model has the lower value (ties count half).",
+        "In multiples of the video model's clips of the same prompts: the median of the ratios, with its 95 % bootstrap "
+        "interval over prompts, and in how many prompts the video model has the lower value (ties count half). The first "
+        "four measures are of unsteadiness. A still or blurred clip scores well on them, so sharpness and motion come "
+        "with them.",
         rivals(found),
+        "![every measure as a multiple of real clips](video-diffusion/measures.png)",
+        "The measures themselves, as medians over the prompts:",
+        medians(found),
         "## What the clips show",
         "What the oracle finds right, of the clips whose prompt asks for it (both clips of each prompt; the interval "
         "resamples prompts).",
@@ -114,12 +114,12 @@ def medians(found: Mapping[str, Any]) -> str:
 def rivals(found: Mapping[str, Any]) -> str:
     rows = []
     for name in (*UNSTEADY, *BESIDE):
-        measure, cells = found["measures"][name], []
+        measure, cells = found["measures"][name], [number(found["measures"][name]["to the video model"]["real"])]
         for arm in RIVALS:
             cells += [number(measure["to the video model"][arm]), _of(measure["video model lower"][arm])]
         rows.append([NAMES[name], *cells])
     heads = [text for arm in RIVALS for text in (ARMS[arm].removeprefix("frame by frame, "), "video lower")]
-    return table(["measure", *heads], rows)
+    return table(["measure", "real clips", *heads], rows)
 
 
 def shares(found: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def figure(rows: Sequence[Row]) -> dict[str, Any]:
             "medians": {arm: median(each) for arm, each in values.items()},
             "to real": {arm: paired_median_ratio(values[arm], values[protocol.REAL]) for arm in protocol.ARMS},
             "to the video model": {
-                arm: paired_median_ratio(each, values["video"]) for arm, each in values.items() if arm in RIVALS
+                arm: paired_median_ratio(each, values["video"]) for arm, each in values.items() if arm != "video"
             },
             "video model lower": {
                 arm: win_rate(values["video"], each) for arm, each in values.items() if arm in RIVALS

@@ -9,7 +9,6 @@ import torch
 
 from kinema.canvas import Canvas
 from kinema.evaluation import measuring, report, temporal
-from kinema.evaluation.claims import Claim, Outcome
 from kinema.evaluation.report import Report
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
@@ -83,22 +82,6 @@ def test_images_are_small_and_on_the_page(written: tuple) -> None:
     assert all(1000 < p.stat().st_size <= 300_000 for p in images)
     page = (written[1] / "temporal-consistency.md").read_text(encoding="utf-8")
     assert all(f"({p.name})" in page for p in images)
-
-
-def test_experiment_results_in_the_folder_are_added_to_the_page(written: tuple, tmp_path: Path) -> None:
-    data = (written[1] / "temporal-consistency.json").read_text(encoding="utf-8")
-    (tmp_path / "temporal-consistency.json").write_text(data, encoding="utf-8")
-    page = report.render(tmp_path)
-    assert "VDM's claims" not in page.read_text(encoding="utf-8")
-    outcome = Outcome.of("seam", [1.0, 1.1], [3.0, 3.2], higher_is_better=False)
-    claim = Claim(
-        "Reconstruction against replacement", ("reconstruction", "replacement"), "How.", {"seed": 0}, [outcome]
-    )
-    (tmp_path / "vdm-extension.json").write_text(claim.to_json(), encoding="utf-8")
-    text = report.render(tmp_path).read_text(encoding="utf-8")
-    assert "## VDM's claims on playroom" in text
-    assert "### Reconstruction against replacement" in text
-    assert claim.table() in text
 
 
 def test_the_json_has_every_figure_and_no_date(written: tuple) -> None:

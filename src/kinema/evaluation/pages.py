@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kinema.evaluation.claims import Claim
 from kinema.evaluation.results import describe, figure_of, number
 
 FLICKER = ("jerk", "high_frequency_ratio", "luma_second_difference", "interpolation_residual", "block_borders")
@@ -40,7 +39,7 @@ residual**: mean |Iₜ − flow midpoint of Iₜ₋₁ and Iₜ₊₁| (OpenCV D
 - VBench flickering rewards blur and stillness; read it only together with dynamic degree, sharpness and motion."""
 
 
-def page(report: Mapping[str, Any], claims: Sequence[Claim]) -> str:
+def page(report: Mapping[str, Any]) -> str:
     """The whole page; ``report`` is the content of ``temporal-consistency.json``."""
     protocol = report["protocol"]
     count = protocol["measured"]
@@ -63,8 +62,6 @@ def page(report: Mapping[str, Any], claims: Sequence[Claim]) -> str:
     parts += ["## Results", tables(report), _MEANINGS]
     if report["sheets"]:
         parts += ["## Frames", *(f"![frames of both modes and of a real clip]({name})" for name in report["sheets"])]
-    if claims:
-        parts += ["## VDM's claims on playroom", *(_claim(claim) for claim in claims)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,11 +111,6 @@ def _finding(report: Mapping[str, Any]) -> str:
         f"{shares['frame by frame']} of clips, as a video in {shares['as a video']}, real clips in {shares['real']}. "
         f"Video sampling relative to real clips of the same prompts: {'; '.join(relative)}."
     )
-
-
-def _claim(claim: Claim) -> str:
-    protocol = describe(claim.protocol)
-    return "\n\n".join([f"### {claim.claim}", claim.method, claim.table(), f"Protocol: {protocol}."])
 
 
 def _name(report: Mapping[str, Any]) -> str:

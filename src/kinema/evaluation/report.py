@@ -1,7 +1,7 @@
 """The temporal consistency report: the same weights sampled as a video and frame by frame.
 
 Nothing is trained. ``write`` samples and measures, and writes ``temporal-consistency.json``, a plot and contact sheets;
-``render`` builds the page from those files and the experiment results next to them.
+``render`` builds the page from those files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kinema.atomic import check_folder, replacing, write_numbered
 from kinema.checkpoints.settings import naming_faults
 from kinema.checkpoints.source import read_json
 from kinema.data import playroom
-from kinema.evaluation import claims, measuring, pages, plots
+from kinema.evaluation import measuring, pages, plots
 from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.intervals import paired_difference, paired_ratio
 from kinema.evaluation.options import EvaluateOptions
@@ -152,14 +152,14 @@ def _claim_folder(report: Report, evidence: Path, *, overwrite: bool) -> Path:
 
 
 def render(evidence: Path) -> Path:
-    """Write the page from ``temporal-consistency.json`` and the experiments' JSON files in the folder."""
+    """Write the page from ``temporal-consistency.json``."""
     path = evidence / f"{NAME}.json"
     if not path.is_file():
         raise BadRequest(f"{evidence} has no {NAME}.json; run `kinema evaluate --report` first")
     report = read_json(path)
     page = evidence / f"{NAME}.md"
     with naming_faults(str(path)):
-        text = pages.page(report, claims.read(evidence))
+        text = pages.page(report)
     _write(page, text)
     return page
 
