@@ -27,14 +27,15 @@ def evidence(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
     def module(name):
-        return importlib.import_module(f"benchmarks.evidence.{name}" if name else "benchmarks.evidence")
+        return importlib.import_module(f"benchmarks.evidence.{name}")
 
     protocol, parts = module("protocol"), module("parts")
     few = [p for p in protocol.prompts() if playroom.parse(p).direction][:3] + parts.lasting()[:1]
     monkeypatch.setattr(protocol, "prompts", lambda: few)
     for name, value in (("BATCH", 2), ("STEPS", 2), ("SAMPLING_STEPS", 2)):
         monkeypatch.setattr(protocol, name, value)
-    for name, value in (("LANGEVIN", 2), ("ANCESTRAL", 4), ("LOSSES", 4), ("EXTENSION_STEPS", 2), ("TOTAL", 24), ("EXTENDED", 4)):
+    short = {"LANGEVIN": 2, "ANCESTRAL": 4, "LOSSES": 4, "EXTENSION_STEPS": 2, "TOTAL": 24, "EXTENDED": 4}
+    for name, value in short.items():
         monkeypatch.setattr(parts, name, value)
     monkeypatch.setattr(metrics, "FLOW_SIDE", 48)
     pocket = presets()["tiny"]
@@ -118,7 +119,11 @@ def test_frames_of_fresh_noise_do_not_depend_on_each_other(untrained, evidence):
             if "time.out" in name:  # a frame that attended to others would change with them
                 p.normal_(std=0.1)
     seen = []
-    system.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["independent"]), with_kwargs=True)
+
+    def hear(_, args, kwargs):
+        seen.append(kwargs["independent"])
+
+    system.model.register_forward_pre_hook(hear, with_kwargs=True)
     clip = chosen.clips(evidence("protocol").prompts()[:1], 3)
     assert set(seen) == {clip.shape[2]}
 
