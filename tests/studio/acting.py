@@ -4,20 +4,52 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import urllib.request
 from pathlib import Path
 
 from PIL import Image
 
 AXE = Path(__file__).with_name("axe.min.js")
+MOVED = re.compile(r"/v1/videos/\w+/move$")
+"""The page shows a move before the service has answered."""
 
 
 class Faults(list):
     """Errors that a page reports: exceptions, violations of the policy, and requests that were not expected to fail."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals: list[list[str]] = []
+
     def hear(self, page) -> None:
         page.on("pageerror", lambda error: self.append(str(error)))
         page.on("console", lambda message: self.append(message.text) if message.type == "error" else None)
+        page.on("response", self._answered)
+
+    def clear(self) -> None:
+        super().clear()
+        self.refusals.clear()
+
+    def _answered(self, answer) -> None:
+        """Keep what the browser's console leaves out of a failed request: what was sent, and the service's reason."""
+        if answer.status < 400:
+            return
+        asked, sent = answer.request, answer.request.post_data_buffer or b""
+        lines = [f"{asked.method} {asked.url} with {sent[:2000]!r} was answered by {answer.status}"]
+        self.refusals.append(lines)
+        try:
+            lines.append(answer.text()[:2000])
+        except Exception as error:  # the page has gone on, and the browser has forgotten the answer
+            lines.append(str(error))
+
+    def __str__(self) -> str:
+        return "\n".join(["The page reported:", *self, *(line for lines in self.refusals for line in lines)])
+
+
+def planned(wanted):
+    """A predicate of requests: a plan was asked for with a body like this. Earlier states of a form may be sent too."""
+    return lambda each: "/v1/videos/plan" in each.url and wanted(each.post_data_json)
 
 
 def describe(page, prompt: str, **values: object) -> None:

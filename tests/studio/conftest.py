@@ -53,4 +53,4 @@ def opened(chromium, server):
     yield open_page
     for context in contexts:
         context.close()
-    assert not faults
+    assert not faults, str(faults)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import ask, clip_of, order, png, verb  # noqa: E402
+from acting import MOVED, ask, clip_of, order, planned, png, verb  # noqa: E402
 from timeline_acting import made  # noqa: E402
 
 CONTROLS = """() => {
@@ -82,11 +82,10 @@ def test_make_with_its_clip_its_options_and_its_region(server, opened, clips):
     page.get_by_role("button", name="Add a LoRA").click()
     everything_is_reached(page)
     page.get_by_label("Prompt", exact=True).fill("a green star")
-    with page.expect_request(lambda each: "/plan" in each.url and "region" in each.post_data) as sent:
+    with page.expect_request(planned(lambda sent: sent["request"].get("region") == [0.1, 0.2, 0.6, 0.7])):
         for side, value in (("left", "10"), ("top", "20"), ("right", "60"), ("bottom", "70")):
             page.get_by_label(f"Region, {side}, percent").focus()
             page.keyboard.type(value)
-    assert sent.value.post_data_json["request"]["region"] == [0.1, 0.2, 0.6, 0.7]
 
 
 def test_the_gallery_its_details_the_comparison_and_the_seed_grid(opened, clips):
@@ -118,7 +117,8 @@ def test_the_queue(server, opened, clips):
     page.wait_for_selector("ol.jobs > li >> nth=1")
     everything_is_reached(page)
     page.locator(f"[data-id={second}]").get_by_role("button", name="Move up").focus()
-    page.keyboard.press("Enter")
+    with page.expect_response(MOVED):
+        page.keyboard.press("Enter")
     page.wait_for_function("id => document.querySelector('ol.jobs > li').dataset.id === id", arg=second)
     assert ask(server, "/v1/queue")["queued"] == [second, first]
     for each in (first, second):
@@ -146,7 +146,7 @@ class Document:
 
     def until(self, name: str, expected) -> object:
         """Wait until a field of the request is as expected, by value or by a function of it."""
-        for _ in range(200):
+        for _ in range(2400):
             value = self.last.get("request", {}).get(name)
             if expected(value) if callable(expected) else value == expected:
                 return value
@@ -188,7 +188,7 @@ def test_the_timeline_is_edited_by_keys_alone(server, opened, clips):
     for _ in range(2):
         keys.press("Shift+ArrowLeft")
     keys.press("Space")
-    page.wait_for_selector(".marker.mask[data-frame='0']").focus()
+    page.locator(".marker.mask[data-frame='0']").focus()
     assert page.get_by_role("button", name="Play", exact=True).is_visible()  # the space bar painted, and did not play
     keys.press("ArrowRight")
     masks = document.until("masks", lambda value: list(value or ()) == ["1"])

@@ -11,7 +11,21 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import Faults, ask, clear, clip_of, describe, drop, finished, frames_of, order, png, start, verb  # noqa: E402
+from acting import (  # noqa: E402
+    Faults,
+    ask,
+    clear,
+    clip_of,
+    describe,
+    drop,
+    finished,
+    frames_of,
+    order,
+    planned,
+    png,
+    start,
+    verb,
+)
 from timeline_acting import decoded  # noqa: E402
 
 WATCH = """() => {
@@ -48,7 +62,7 @@ def ball(server, chromium):
     finished(page)
     seen = page.evaluate("() => ({...window.seen, pixels: window.seen.pixels.size})")
     context.close()
-    assert not faults
+    assert not faults, str(faults)
     return video, clip_of(server, video), {**seen, "plan": plan}
 
 
@@ -303,13 +317,12 @@ def test_a_region_is_drawn_and_sent(opened, ball):
     area = page.locator(".region-area")
     area.scroll_into_view_if_needed()
     box = area.bounding_box()
-    with page.expect_request(lambda each: "/v1/videos/plan" in each.url) as sent:
+    region = pytest.approx([0.25, 0.25, 0.75, 0.5], abs=0.02)
+    with page.expect_request(planned(lambda order: order["request"].get("region") == region)):
         page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.25)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.5, steps=4)
         page.mouse.up()
-    region = json.loads(sent.value.post_data)["request"]["region"]
-    assert region == pytest.approx([0.25, 0.25, 0.75, 0.5], abs=0.02)
 
 
 def test_a_refusal_is_shown_beside_its_field(opened, ball):
@@ -325,10 +338,26 @@ def test_a_refusal_is_shown_beside_its_field(opened, ball):
     assert message.is_hidden()
 
 
+@pytest.mark.parametrize(("name", "typed"), [("frames", "5000"), ("steps", "20000")])
+def test_a_number_typed_digit_by_digit_is_refused_without_a_failed_request(opened, ball, name, typed):
+    page = opened()
+    finished(page)
+    describe(page, "a red ball rolls right")
+    page.locator(f"[data-field={name}] input").focus()
+    answers = []
+    for length in range(1, len(typed) + 1):
+        wanted = planned(lambda order, number=int(typed[:length]): order["request"].get(name) == number)
+        with page.expect_response(lambda answer, wanted=wanted: wanted(answer.request)) as answered:
+            page.keyboard.type(typed[length - 1])
+        answers.append((answered.value.status, "error" in answered.value.json()))
+    assert answers == [(200, False)] * (len(typed) - 1) + [(200, True)]
+
+
 def test_every_option_of_a_verb_is_in_the_form_and_the_filter_finds_it(opened, ball):
     page = opened()
     finished(page)
     page.locator(".more > summary").click()
+    page.wait_for_selector(".more .group")
     options = page.evaluate("async () => (await fetch('/v1/options')).json()")
     names = {name for group in options["verbs"][0]["groups"] for name in group["fields"]} - {"width", "height"}
     assert {each.get_attribute("data-field") for each in page.locator(".field").all()} == names

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from acting import ask, clear, clip_of, describe, drop, faults_of, finished, order, start  # noqa: E402
+from acting import MOVED, ask, clear, clip_of, describe, drop, faults_of, finished, order, planned, start  # noqa: E402
 from studio_service import serving  # noqa: E402
 from timeline_acting import ended, generated  # noqa: E402
 
@@ -46,13 +46,14 @@ def test_the_queue_is_reordered_by_keyboard_and_the_focus_follows(server, waitin
     page.wait_for_selector("ol.jobs > li")
     button = page.locator(f"[data-id={first}]").get_by_role("button", name="Move down")
     button.focus()
-    button.press("Enter")
+    with page.expect_response(MOVED):
+        button.press("Enter")
     page.wait_for_function("id => document.querySelectorAll('ol.jobs > li')[1].dataset.id === id", arg=first)
     page.wait_for_function("id => document.activeElement.closest('li')?.dataset.id === id", arg=first)
     assert rows(page) == queued(server) == [second, first, third]
-    page.keyboard.press("Enter")
+    with page.expect_response(MOVED):
+        page.keyboard.press("Enter")
     page.wait_for_function("id => document.querySelectorAll('ol.jobs > li')[2].dataset.id === id", arg=first)
-    page.wait_for_timeout(300)
     assert queued(server) == [second, third, first]
 
 
@@ -61,7 +62,7 @@ def test_the_queue_is_reordered_by_dragging(server, waiting, opened):
     page = opened("#queue")
     page.wait_for_selector("ol.jobs > li")
     target = page.locator(f"[data-id={first}]").bounding_box()
-    with page.expect_response(lambda answer: answer.url.endswith("/move")):
+    with page.expect_response(MOVED):
         page.locator(f"[data-id={third}] .grip").hover()
         page.mouse.down()
         page.mouse.move(target["x"] + 30, target["y"] + 10, steps=6)
@@ -162,9 +163,8 @@ def test_an_add_on_of_the_models_page_is_used_kept_in_a_document_and_reused(serv
     chosen = page.get_by_label("Add-on", exact=True)
     page.get_by_label("Filter options").fill("add-ons")
     assert chosen.input_value() == "style=animatediff-pocket-night"
-    with page.expect_request(lambda each: "/v1/videos/plan" in each.url) as sent:
+    with page.expect_request(planned(lambda order: order.get("add") == {"style": "animatediff-pocket-outline"})):
         chosen.select_option(label="animatediff-pocket-outline")
-    assert sent.value.post_data_json["add"] == {"style": "animatediff-pocket-outline"}
     chosen.select_option(label="animatediff-pocket-night")
     video = start(page)
     finished(page)
@@ -259,7 +259,7 @@ def test_hostile_text_is_shown_as_text(waiting, opened, view):
         page.set_input_files("input[type=file]", []) if page.locator("input[type=file]").count() else None
         page.wait_for_selector(".plan-facts .fact")
     if view == "queue":
-        assert page.locator(".job-title", has_text=HOSTILE).count() == 1
+        page.locator(".job-title", has_text=HOSTILE).wait_for()
     assert page.locator("img[src=x], main b, main script").count() == 0
     assert "owned" not in page.title()
 

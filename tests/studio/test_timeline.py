@@ -72,7 +72,7 @@ def painted(server, chromium, ball, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / saved.value.suggested_filename
     saved.value.save_as(path)
     context.close()
-    assert not faults
+    assert not faults, str(faults)
     return video, path
 
 
@@ -147,7 +147,7 @@ def test_keyframes_are_dropped_moved_and_interpolated(server, timeline):
     assert page.locator("#timeline-verb").input_value() == "animate"
     show_frame(page, 12)
     drop(page, ".stage-frame", "last.png", "image/png", png(colour=RED))
-    page.wait_for_selector(".marker.key[data-frame='12']").focus()
+    page.locator(".marker.key[data-frame='12']").focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     page.wait_for_selector(".marker.key[data-frame='15']")
@@ -189,7 +189,7 @@ def test_spans_and_masks_are_edited_by_keyboard_and_undone(timeline, ball):
     page.locator(".stage-canvas").focus()
     page.keyboard.press("Shift+ArrowLeft")
     page.keyboard.press("Space")
-    page.wait_for_selector(".marker.mask[data-frame='2']").focus()
+    page.locator(".marker.mask[data-frame='2']").focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_selector(".marker.mask[data-frame='3']")
     page.keyboard.press("Delete")
@@ -201,6 +201,28 @@ def test_spans_and_masks_are_edited_by_keyboard_and_undone(timeline, ball):
     page.wait_for_selector(".marker.mask[data-frame='2']")
     page.keyboard.press("Control+Shift+z")
     page.wait_for_selector(".marker.mask[data-frame='3']")
+
+
+def test_masks_are_carried_while_a_prompt_is_half_typed_and_refused_without_a_failed_request(timeline, ball):
+    pytest.importorskip("cv2")
+    page = timeline()
+    with_clip(page, ball)
+    page.get_by_role("button", name="Brush").click()
+    brush(page, (0.2, 0.3), (0.5, 0.4))
+    page.wait_for_selector(".marker.mask[data-frame='0']")
+    page.get_by_role("button", name="Add a prompt at this frame").click()
+    page.get_by_text("Describe the span that is empty").wait_for()
+
+    def masks_with(text: str):
+        return page.expect_response(lambda each: "/v1/masks" in each.url and text in each.request.post_data)
+
+    with masks_with('"start":"1f"') as answered:
+        page.get_by_role("slider", name="Start of the part used").press("ArrowRight")
+    assert (answered.value.status, answered.value.json()["frames"]) == (200, 15)
+    with masks_with('"frames":5000') as answered:
+        option(page, "frames", 5000)
+    assert answered.value.status == 200
+    assert "4,096" in answered.value.json()["error"]["message"]
 
 
 def test_a_region_is_drawn_and_moved(timeline, ball):
@@ -227,7 +249,9 @@ def test_the_document_survives_a_reload_and_is_shown_as_text(timeline):
     page.get_by_role("button", name="Add a prompt at this frame").click()
     option(page, "window", 8)
     page.locator(".detail textarea").fill(HOSTILE)
-    page.wait_for_timeout(600)
+    kept = "async () => Object.values((await (await import('/studio/idb.js')).kept('document')).request.prompt_spans)"
+    while HOSTILE not in page.evaluate(kept):
+        page.wait_for_timeout(50)
     page.reload()
     page.wait_for_selector(".marker.key canvas")
     assert page.get_by_label("Prompt", exact=True).input_value() == HOSTILE
@@ -282,6 +306,7 @@ def test_a_span_is_dragged_by_its_end_and_the_clip_trimmed(timeline, ball):
     show_frame(page, 4)
     page.get_by_role("button", name="Add a prompt at this frame").click()
     page.keyboard.type("a green star")
+    page.get_by_text("Paint a mask on a frame").wait_for()  # it moves what is below
     stop = page.locator(".span[data-span='4-7'] .span-stop").bounding_box()
     lane = page.locator("[data-lane=prompts]").bounding_box()
     page.mouse.move(stop["x"] + 4, stop["y"] + 10)

@@ -71,9 +71,14 @@ export async function call(method, path, body, signal) {
   return response.status === 204 ? null : response.json();
 }
 
-/** What an order would give. It may be half typed, so that it is refused is no fault of the request: it raises ApiError. */
-export async function planOf(order, signal) {
-  const found = await call("POST", "/v1/videos/plan?refusals=true", order, signal);
+/** What an order would give; raises ApiError if it is refused. */
+export const planOf = (order, signal) => draft("/v1/videos/plan", order, signal);
+/** The masks of all frames of an inpainting; raises ApiError if it is refused. */
+export const masksFor = (order) => draft("/v1/masks", order);
+
+/** POST an order that may be half typed: a refusal is an answer by 200, so the browser's console reports nothing. */
+async function draft(path, order, signal) {
+  const found = await call("POST", `${path}?refusals=true`, order, signal);
   if (found.error) throw new ApiError(400, found.error.message, found.error.code, found.error.param);
   return found;
 }

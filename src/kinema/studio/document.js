@@ -89,7 +89,7 @@ export async function openDocument(changed) {
 
   const waiting = new Map();
   /** The asset of a medium: uploaded once, and again if the service has forgotten it. */
-  async function asset(key, onProgress = () => {}) {
+  async function asset(key) {
     const medium = media.get(key);
     if (!medium) throw new Error(`the document has no medium ${key}`);
     if (medium.id) {
@@ -104,7 +104,7 @@ export async function openDocument(changed) {
       const file = new File([medium.blob], medium.name, { type: medium.blob.type });
       waiting.set(
         key,
-        upload(file, onProgress).finally(() => waiting.delete(key)),
+        upload(file, () => {}).finally(() => waiting.delete(key)),
       );
     }
     const found = await waiting.get(key);
@@ -114,12 +114,12 @@ export async function openDocument(changed) {
     return id;
   }
 
-  /** The document as the service takes it, with the fields of its verb; its media are uploaded first. */
-  async function forService(definitions, changes = {}, onProgress) {
-    const request = ofVerb(definitions, { ...state.request, ...changes });
+  /** The document, or another request in its place, as the service takes it: the fields of its verb, its media uploaded. */
+  async function forService(definitions, whole = state.request) {
+    const request = ofVerb(definitions, whole);
     const table = { kinema_document: VERSION, ...named(state), request, media: {} };
     for (const key of usedIn(request))
-      table.media[key] = { name: media.get(key)?.name ?? key, asset: await asset(key, onProgress) };
+      table.media[key] = { name: media.get(key)?.name ?? key, asset: await asset(key) };
     return table;
   }
 

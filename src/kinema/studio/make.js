@@ -172,7 +172,12 @@ function makeView(defined, rows) {
       ),
     );
   }
+  function stripState() {
+    const facts = current.videos.slice(0, SHOWN).map((each) => [each.id, each.status, each.progress]);
+    return JSON.stringify([look.current()?.id, facts]);
+  }
   function drawStrip() {
+    drawn = stripState();
     const focused = strip.contains(document.activeElement) && document.activeElement.title;
     fill(strip, current.videos.slice(0, SHOWN).map(stripItem));
     strip.hidden = !current.videos.length;
@@ -184,10 +189,7 @@ function makeView(defined, rows) {
     const done = videos.filter((each) => each.status === "completed").length;
     if (done > finished && drawn) settings.ask(); // its time is known now
     finished = done;
-    const facts = videos.slice(0, SHOWN).map((each) => [each.id, each.status, each.progress]);
-    const state = JSON.stringify([look.current()?.id, facts]);
-    if (state !== drawn) drawStrip();
-    drawn = state;
+    if (stripState() !== drawn) drawStrip();
   }
   /** Show the job that was looked at before a reload, else one that runs, else the latest clip. */
   async function begin() {

@@ -1,9 +1,12 @@
 // The masks of the document: those painted, and those that the service carries to the other frames.
 
-import { call } from "./api.js";
+import { masksFor } from "./api.js";
 import { carriedMasks, maskCanvas, pngOf } from "./paint.js";
 
 const PAUSE = 400;
+const CLIP = ["task", "video", "start", "end", "fit", "frames", "fps", "width", "height", "size", "window"];
+/** The fields that masks depend on. No other is sent: a prompt that is half typed must not refuse them. */
+const FIELDS = [...CLIP, "masks", "outside"];
 
 /** Masks by frame: {at(frame) → {canvas, painted} or null, begin(frame), commit(frame, canvas or null), refresh(), edit(frame, change)}. */
 export function masksOf({ doc, defined, size, redraw, ready }) {
@@ -46,37 +49,23 @@ export function masksOf({ doc, defined, size, redraw, ready }) {
   };
 
   async function refresh() {
-    const { task, masks, video, start, end, frames, fps, width, height, fit } = doc.request;
-    const now = JSON.stringify([
-      task,
-      masks,
-      video,
-      start,
-      end,
-      frames,
-      fps,
-      width,
-      height,
-      fit,
-      doc.state.model,
-      size(),
-    ]);
-    if (now === state) return;
+    const request = Object.fromEntries(FIELDS.map((name) => [name, doc.request[name]]));
+    const { model, add } = doc.state;
+    const now = JSON.stringify([request, model, add, size()]);
+    if (now === state) return undefined;
     state = now;
     newest += 1;
     const mine = newest;
-    if (!masks || !ready()) {
+    if (!request.masks || !ready()) {
       carried = null;
       return redraw();
     }
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
     if (mine !== newest) return undefined;
     try {
-      const found = await carriedMasks(
-        await call("POST", "/v1/masks", {
-          document: await doc.forService(defined, { prompt: doc.request.prompt || "clip" }),
-        }),
-      );
+      const document = await doc.forService(defined, request);
+      if (mine !== newest) return undefined;
+      const found = await carriedMasks(await masksFor({ document }));
       if (mine !== newest) return undefined;
       memo.clear();
       carried = carriedAt(found);

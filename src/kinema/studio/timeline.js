@@ -266,11 +266,10 @@ function timeline(doc, defined, rows, signal) {
     if (mine !== queued || signal.aborted) return;
     const missing = needed();
     job.say(missing);
-    if (missing && missing !== NO_PROMPT) return;
+    if (missing && missing !== NO_PROMPT && missing !== EMPTY_SPAN) return;
     try {
-      const found = await planOf({
-        document: await doc.forService(defined, missing ? { prompt: "clip" } : {}),
-      });
+      const request = missing ? { ...doc.request, prompt: "clip", prompt_spans: undefined } : doc.request;
+      const found = await planOf({ document: await doc.forService(defined, request) });
       if (mine !== queued || signal.aborted) return;
       plan = found;
       if (!missing) job.plan(found);
@@ -281,6 +280,7 @@ function timeline(doc, defined, rows, signal) {
     }
   }
   const NO_PROMPT = "Describe the clip.";
+  const EMPTY_SPAN = "Describe the span that is empty, or remove it.";
   function needed() {
     const { request } = doc;
     if (takes("video") && !request.video && !(verb() === "interpolate" && request.image))
@@ -289,6 +289,8 @@ function timeline(doc, defined, rows, signal) {
       return "Paint a mask on a frame, or draw a region.";
     if (verb() === "animate" && !request.keyframes && !request.image && !request.image_model && !request.last_image)
       return "Add an image as a keyframe.";
+    const spans = takes("prompt_spans") ? Object.values(request.prompt_spans ?? {}) : [];
+    if (spans.some((text) => !text.trim())) return EMPTY_SPAN;
     const silent = ["interpolate", "upscale"].includes(verb()) || model()?.defaults?.takes_prompt === false;
     return silent || request.prompt || request.prompt_spans ? "" : NO_PROMPT;
   }

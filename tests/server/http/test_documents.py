@@ -182,3 +182,9 @@ async def test_carried_masks_need_masks_and_an_inpainting(tmp_path):
         clip = await uploaded(http)
         answer = await http.post("/v1/masks", json={"verb": "inpaint", "video": clip, "region": [0, 0, 1, 1]})
         assert message(answer) == "masks is empty; expected frames mapped to painted masks"
+        asked = await http.post("/v1/masks?refusals=true", json={"verb": "inpaint", "video": clip})
+        assert (answer.status_code, asked.status_code) == (400, 200)
+        assert asked.json() == answer.json()
+        page = (await http.get("/openapi.json")).json()
+        answers = page["paths"]["/v1/masks"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert [each["$ref"].rpartition("/")[2] for each in answers["anyOf"]] == ["Masks", "ErrorAnswer"]

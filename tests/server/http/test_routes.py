@@ -310,6 +310,8 @@ async def test_a_plan_answers_a_refused_body_as_an_error_or_if_asked_by_200(tmp_
         assert [each["$ref"].rpartition("/")[2] for each in answers["anyOf"]] == ["Plan", "ErrorAnswer"]
         assert (await http.post("/v1/videos/plan?refusals=true", json={"prompt": "x"})).json()["frames"] == 16
         assert (await http.post("/v1/videos?refusals=true", json={"prompt": "x"})).status_code == 400
+        gone = await http.post("/v1/videos/plan?refusals=true", json={"verb": "edit", "video": "asset-" + "0" * 24})
+        assert gone.status_code == 404
 
 
 @run

@@ -100,6 +100,18 @@ def refused(error: Exception) -> ServiceError:
     return ServiceError(500, "internal_error", "the service failed to answer; its log has the reason")
 
 
+def by_200(error: Exception, public: Public) -> JSONResponse:
+    """The error of a refused body as an answer by 200, so that a browser reports nothing while a body is typed. Other
+    errors are raised again.
+    """
+    found = refused(error)
+    if found.status != 400:
+        raise error
+    plain = answer(found, public)
+    plain.status_code = 200
+    return plain
+
+
 def invalid(error: RequestValidationError) -> FieldError:
     """FastAPI's first complaint about a path or query parameter, as one sentence."""
     first = error.errors()[0]

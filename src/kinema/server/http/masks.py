@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
 
+from kinema.schema import BadRequest
 from kinema.server.http import schemas
-from kinema.server.http.errors import FieldError
+from kinema.server.http.errors import FieldError, by_200
 from kinema.server.http.openapi import VIDEO_BODY
-from kinema.server.http.service import Here, known_query
-from kinema.server.jobs import ASSET_ID
+from kinema.server.http.service import Here, Refusals, Service, known_query
+from kinema.server.jobs import ASSET_ID, ServiceError
 from kinema.server.names import identifiers_in, substituted
 
 router = APIRouter(prefix="/v1/masks", tags=["videos"], dependencies=[Depends(known_query)])
 
 
-@router.post("", response_model=schemas.Masks, openapi_extra=VIDEO_BODY)
-async def masks(request: Request, service: Here) -> dict[str, Any]:
+@router.post("", response_model=schemas.Masks | schemas.ErrorAnswer, openapi_extra=VIDEO_BODY)
+async def masks(request: Request, service: Here, refusals: Refusals = False) -> Response:
     """The masks of an inpainting, carried from the painted frames to all others by optical flow, at a reduced size: one
     png (in base64) with the frames in rows of ``columns``. The body is that of /v1/videos; its files are not kept.
     """
+    try:
+        found = await _carried(request, service)
+    except (BadRequest, ServiceError) as error:
+        if not refusals:
+            raise
+        return by_200(error, service.public)
+    return JSONResponse({"object": "masks", **found})
+
+
+async def _carried(request: Request, service: Service) -> dict[str, Any]:
     async with service.bodies.received(request) as body:
         try:
             order = await service.bodies.order(body.values)
@@ -35,13 +47,12 @@ async def masks(request: Request, service: Here) -> dict[str, Any]:
                      if name in asked}  # fmt: skip
             table = substituted(table, lambda text: files.get(text, text))
             table |= {name: getattr(settled, name) for name in ("frames", "fps", "height", "width")}
-            found = await service.carrying.carried(table, {path: each for each, path in files.items()})
+            return await service.carrying.carried(table, {path: each for each, path in files.items()})
         finally:
             await service.bodies.forget(body)
-    return {"object": "masks", **found}
 
 
-def _path(service: Here, identifier: str) -> str:
+def _path(service: Service, identifier: str) -> str:
     if ASSET_ID.fullmatch(identifier):
         return str(service.engine.asset(identifier)[1])
     return str(service.engine.content(identifier, "video"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 
 from kinema import registry
 from kinema.server.carrying import Carrying
@@ -95,3 +95,4 @@ def asset(asset_id: Annotated[str, Path(json_schema_extra={"pattern": "^asset-[0
 VideoId = Annotated[str, Depends(video)]
 AssetId = Annotated[str, Depends(asset)]
 Here = Annotated[Service, Depends(service_of)]
+Refusals = Annotated[bool, Query(description="answer a refused body, such as one that is typed, by 200")]

@@ -21,11 +21,11 @@ from kinema.server.conversions import FORMATS
 from kinema.server.http import documents, schemas
 from kinema.server.http.bodies import CREATE, EDIT, EXTEND, Route
 from kinema.server.http.contents import opened
-from kinema.server.http.errors import FieldError, answer, refused
+from kinema.server.http.errors import FieldError, by_200
 from kinema.server.http.forms import read_json
 from kinema.server.http.openapi import EDIT_BODY, EXTEND_BODY, MOVE_BODY, REMIX_BODY, VIDEO_BODY, binary
 from kinema.server.http.security import content_type
-from kinema.server.http.service import Here, Service, VideoId, known_query
+from kinema.server.http.service import Here, Refusals, Service, VideoId, known_query
 from kinema.server.jobs import ASSET_ID, VIDEO_ID, Job, ServiceError, Status
 from kinema.values import quoted
 
@@ -116,11 +116,7 @@ async def create(request: Request, service: Here) -> JSONResponse:
 
 
 @router.post("/plan", response_model=schemas.Plan | schemas.ErrorAnswer, openapi_extra=VIDEO_BODY)
-async def plan(
-    request: Request,
-    service: Here,
-    refusals: Annotated[bool, Query(description="answer a refused body, such as one that is typed, by 200")] = False,
-) -> Response:
+async def plan(request: Request, service: Here, refusals: Refusals = False) -> Response:
     """What a body of /v1/videos would give, and why, without running it. Files of the body are not kept."""
     try:
         async with service.bodies.received(request) as body:
@@ -129,12 +125,9 @@ async def plan(
             finally:
                 await service.bodies.forget(body)
     except (BadRequest, ServiceError) as error:
-        found = refused(error)
-        if not refusals or found.status != 400:
+        if not refusals:
             raise
-        plain = answer(found, service.public)
-        plain.status_code = 200
-        return plain
+        return by_200(error, service.public)
     return JSONResponse({"object": "video.plan", **service.plain(asdict(settled))})
 
 
