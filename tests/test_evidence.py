@@ -181,8 +181,8 @@ def run(evidence, monkeypatch, tmp_path):
     main = evidence("__main__")
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["benchmarks.evidence", *words, "--out", str(tmp_path / "runs"),
-                                          "--evidence", str(tmp_path), "--extractor", f"{__name__}:colours"])  # fmt: skip
+        places = ("--out", str(tmp_path / "runs"), "--evidence", str(tmp_path), "--extractor", f"{__name__}:colours")
+        monkeypatch.setattr(sys, "argv", ["benchmarks.evidence", *words, *places])
         return main.main()
 
     return run
@@ -213,4 +213,4 @@ def test_an_unknown_part_is_refused(run, capsys):
     with pytest.raises(SystemExit) as stop:
         run("measure", "figures")
     assert stop.value.code == 2
-    assert "figures is not known to measure; expected figure, claims" in capsys.readouterr().err
+    assert "figures is not known to measure; expected figure, extension" in capsys.readouterr().err

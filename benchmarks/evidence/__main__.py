@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,15 @@ from kinema.events import Event, TrainStep
 from kinema.system import open_system
 
 NAME = "video-diffusion"
-PARTS: Mapping[str, Callable[..., None]] = {
-    "figure": parts.figure,
-    "claims": parts.claims,
-    "losses": parts.losses,
-    "extension": parts.extension,
+PARTS: Mapping[str, tuple[Callable[[parts.Bench], None], Sequence[str]]] = {
+    "figure": (parts.figure, ("image", "video")),
+    "extension": (parts.extension, ("video",)),
+    "langevin": (parts.langevin, ("video",)),
+    "guidance": (parts.guidance, ("video",)),
+    "images": (parts.images, ("video", "joint")),
+    "losses": (parts.losses, ("video", "joint")),
 }
+"""How each part is measured, and its models."""
 
 
 def expected(part: str) -> int:
@@ -36,9 +38,11 @@ def expected(part: str) -> int:
     count = len(protocol.prompts())
     return {
         "figure": (2 + len(ARMS)) * protocol.PER_PROMPT * count,
-        "claims": (4 + len(parts.SCALES)) * count,
-        "losses": 2 * parts.LOSSES,
         "extension": 2 * len(parts.lasting()),
+        "langevin": 2 * count,
+        "guidance": len(parts.SCALES) * count,
+        "images": 2 * count,
+        "losses": 2 * parts.LOSSES,
     }[part]
 
 
@@ -52,8 +56,9 @@ def main() -> int:
             training.weights(options.out, MODELS[name], Shown(MODELS[name].title))
         return 0
     if options.part != "page":
-        missing = [part for part in options.names or PARTS if len(stored(rows / f"{part}.jsonl")[1]) < expected(part)]
-        measure(options, rows, missing)
+        for part in options.names or PARTS:
+            if len(stored(rows / f"{part}.jsonl")[1]) < expected(part):
+                measure(options, rows, part)
     if options.part != "measure":
         write_page(options.evidence)
     return 0
@@ -78,21 +83,24 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, folder: Path, names: Sequence[str]) -> None:
-    """Measure these parts, after training the models that are missing."""
-    if not names:
-        return
-    files = {name: training.weights(options.out, model, Shown(model.title)) for name, model in MODELS.items()}
+def measure(options: argparse.Namespace, folder: Path, part: str) -> None:
+    """Measure a part, after training those of its models that are missing."""
+    work, names = PARTS[part]
+    files = {name: training.weights(options.out, MODELS[name], Shown(MODELS[name].title)) for name in names}
     features = extractor.named_extractor(options.extractor)
-    trained = {name: training.described(options.out, MODELS[name], file) for name, file in files.items()}
-    used = {"name": features.name, "weights": features.weights}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "models.json", {**trained, "extractor": used})
-    head = {**{name: weight_hash(file) for name, file in files.items()}, "extractor": used["weights"]}
+    known = described(folder) | {"extractor": {"name": features.name, "weights": features.weights}}
+    known |= {name: training.described(options.out, MODELS[name], file) for name, file in files.items()}
+    write(folder / "models.json", known)
+    head = {name: weight_hash(file) for name, file in files.items()} | {"extractor": features.weights}
     systems = {name: open_system(file) for name, file in files.items()}
-    bench = parts.Bench(systems, features.extract, folder, head)
-    for name in names:
-        PARTS[name](bench, *([partial(pictures.keep, folder / "strips")] if name == "figure" else []))
+    work(parts.Bench(systems, features.extract, folder, head))
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What the parts that were measured say of their models."""
+    path = folder / "models.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_page(evidence: Path) -> None:
@@ -101,9 +109,9 @@ def write_page(evidence: Path) -> None:
     rows = {part: _complete(folder, part) for part in PARTS}
     found = {
         "command": "python -m benchmarks.evidence",
-        "models": json.loads((folder / "models.json").read_text(encoding="utf-8")),
+        "models": described(folder),
         "figure": summary.figure(rows["figure"]),
-        "claims": summary.claims(rows["claims"], rows["losses"], rows["extension"], rows["figure"]),
+        "claims": summary.claims(rows),
     }
     plotted = (*summary.UNSTEADY, *summary.BESIDE[:2])
     ratios = {

@@ -53,7 +53,7 @@ def page(data: Mapping[str, Any]) -> str:
         finding(found),
         "![frames of each way, and one line of pixels over time](video-diffusion/frames-1.png)",
         _compared(data),
-        "In multiples of the video model's clips of the same prompts: the median of the ratios, with its 95 % bootstrap "
+        "In multiples of the video model's clips of the same prompts: the median of the ratios, its 95 % bootstrap "
         "interval over prompts, and in how many prompts the video model has the lower value (ties count half). The "
         "first four measures are of unsteadiness. A still or blurred clip scores well on them, so sharpness and motion "
         "come with them.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.evidence import protocol, sampling
+from benchmarks.evidence import pictures, protocol, sampling
 from benchmarks.evidence.rows import Row, Rows, measure
 from benchmarks.measuring import rendered
 from kinema.canvas import Canvas
@@ -20,6 +20,7 @@ from kinema.evaluation import metrics
 from kinema.evaluation.consistency import object_consistency
 from kinema.evaluation.metrics import Extractor
 from kinema.evaluation.oracle import judge
+from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL
 from kinema.system import Batch, System
 
@@ -37,7 +38,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Bench:
-    """What the parts share: the opened models by name, the extractor, the folder of rows."""
+    """What a part needs: its opened models by name, the extractor, the folder of rows, what the rows depend on."""
 
     systems: Mapping[str, System]
     extract: Extractor
@@ -48,8 +49,8 @@ class Bench:
         return Rows(self.folder / f"{part}.jsonl", {"part": part, **self.head})
 
 
-def figure(bench: Bench, keep: Callable[[str, int, Tensor], None]) -> None:
-    """Every arm and the real clips, and other real clips for distances; ``keep`` gets each clip of the first seeds."""
+def figure(bench: Bench) -> None:
+    """Every arm and the real clips, and other real clips for distances; strips of the clips that will be shown."""
     rows, prompts = bench.rows("figure"), protocol.prompts()
     count = len(prompts)
 
@@ -59,7 +60,7 @@ def figure(bench: Bench, keep: Callable[[str, int, Tensor], None]) -> None:
         videos = sampling.clips(arm.removeprefix("other "), bench.systems, chosen, _seed(arm, start, repetition))
         for i, video in enumerate(videos):
             if repetition == 0:
-                keep(arm, start + i, video)
+                pictures.keep(bench.folder / "strips", arm, start + i, video)
         each = [measure(v, p, protocol.FPS, bench.extract) for v, p in zip(videos, chosen, strict=True)]
         return [{"repetition": repetition, **row} for row in each]
 
@@ -78,20 +79,35 @@ def _seed(arm: str, index: int, repetition: int) -> int:
 # ------------------------------------------------------------------------------------- VDM's claims
 
 
-def claims(bench: Bench) -> None:
-    """Text to video under the settings of each claim, on the first seed of every prompt."""
-    rows, prompts = bench.rows("claims"), protocol.prompts()
-    video, joint = bench.systems["video"], bench.systems["joint"]
+def images(bench: Bench) -> None:
+    """Text to video by the models with and without images in training."""
+    arms = {"4 images": "joint", "no images": "video"}
+    _text_to_video(bench, "images", {arm: sampling.settings(bench.systems[name]) for arm, name in arms.items()})
+
+
+def langevin(bench: Bench) -> None:
+    """The Langevin corrector against none, at equal evaluations of the network."""
+    steps, video = {"langevin": LANGEVIN, "ancestral": ANCESTRAL}, bench.systems["video"]
     arms = {
-        "4 images": sampling.settings(joint),
-        "no images": sampling.settings(video),
-        "langevin": sampling.settings(video, sampler="vdm-langevin", steps=LANGEVIN, sampler_options=GAMMA),
-        "ancestral": sampling.settings(video, sampler="vdm-ancestral", steps=ANCESTRAL, sampler_options=GAMMA),
-        **{f"guidance {scale:g}": sampling.settings(video, guidance=scale) for scale in SCALES},
+        arm: sampling.settings(video, sampler=f"vdm-{arm}", steps=count, sampler_options=GAMMA)
+        for arm, count in steps.items()
     }
+    _text_to_video(bench, "langevin", arms)
+
+
+def guidance(bench: Bench) -> None:
+    """Several guidance scales."""
+    video = bench.systems["video"]
+    arms = {f"guidance {scale:g}": sampling.settings(video, guidance=scale) for scale in SCALES}
+    _text_to_video(bench, "guidance", arms)
+
+
+def _text_to_video(bench: Bench, part: str, arms: Mapping[str, Sampling]) -> None:
+    """A clip of every prompt from its first seed, for every arm."""
+    rows, prompts = bench.rows(part), protocol.prompts()
     for arm, chosen in arms.items():
 
-        def measured(first: int, last: int, chosen: Any = chosen) -> list[Row]:
+        def measured(first: int, last: int, chosen: Sampling = chosen) -> list[Row]:
             videos = chosen.clips(prompts[first:last], protocol.seed_of(first, 0))
             pairs = zip(videos, prompts[first:last], strict=True)
             return [measure(v, p, protocol.FPS, bench.extract) for v, p in pairs]
@@ -127,7 +143,7 @@ def extension(bench: Bench) -> None:
             bench.systems["video"], frames=TOTAL, steps=EXTENSION_STEPS, honour=arm, overlap=GIVEN
         )
 
-        def measured(first: int, last: int, chosen: Any = chosen) -> list[Row]:
+        def measured(first: int, last: int, chosen: Sampling = chosen) -> list[Row]:
             seed = protocol.seed_of(first, 0)
             canvas = _prefixes(prompts[first:last], seed)
             own = chosen.clips(prompts[first:last], seed, canvas)

@@ -51,28 +51,24 @@ def figure(rows: Sequence[Row]) -> dict[str, Any]:
 RIVALS = tuple(arm for arm in protocol.ARMS if arm != "video")
 
 
-def claims(
-    rows: Sequence[Row], losses: Sequence[Row], extension: Sequence[Row], figure_rows: Sequence[Row]
-) -> dict[str, Compared]:
-    """The summary of each of VDM's claims: the first arm against the second."""
-    other = features([row for row in figure_rows if row["arm"] == OTHER])
+def claims(rows: Mapping[str, Sequence[Row]]) -> dict[str, Compared]:
+    """The summary of each of VDM's claims, from the rows by part: the first arm against the second."""
+    other = features([row for row in rows["figure"] if row["arm"] == OTHER])
 
-    def pair(
-        first: str, second: str, of: Sequence[Row] = rows, names: Sequence[str] = (*UNSTEADY, *BESIDE, *KEPT)
-    ) -> Compared:
-        both = [[row for row in of if row["arm"] == arm] for arm in (first, second)]
+    def pair(part: str, first: str, second: str, names: Sequence[str] = (*UNSTEADY, *BESIDE, *KEPT)) -> Compared:
+        both = [[row for row in rows[part] if row["arm"] == arm] for arm in (first, second)]
         return compared(first, second, *both, names, other)
 
-    joint = pair("4 images", "no images")
-    joint["measures"] = pair("4 images", "no images", losses, ("loss",))["measures"] | joint["measures"]
+    joint = pair("images", "4 images", "no images")
+    joint["measures"] = pair("losses", "4 images", "no images", ("loss",))["measures"] | joint["measures"]
     low, middle, high = (f"guidance {scale:g}" for scale in SCALES)
     extended = ("change at block borders", *UNSTEADY[1:], "sharpness", "motion_amount", *KEPT)
     return {
         "joint": joint,
-        "extension": pair("reconstruction", "replacement", extension, extended),
-        "langevin": pair("langevin", "ancestral"),
-        "guidance off": pair(low, middle),
-        "guidance high": pair(high, middle),
+        "extension": pair("extension", "reconstruction", "replacement", extended),
+        "langevin": pair("langevin", "langevin", "ancestral"),
+        "guidance off": pair("guidance", low, middle),
+        "guidance high": pair("guidance", high, middle),
     }
 
 
