@@ -1,0 +1,1 @@
+"""Evidence for video models: one command trains small models, samples them, and compares them."""
