@@ -1,9 +1,9 @@
 """KVD and the Fréchet distance of generated from real clips: with intervals over clips, sizes, and a control.
 
-The intervals are jackknife intervals: groups of clips are left out, those of every sample in turn. A bootstrap would not
-do, since it repeats clips: the kernel distance then counts a clip's likeness to its copy, and the Fréchet distance sees
-fewer different clips, so that both move away from what they estimate. For equal distributions the jackknife is wider
-than necessary (Efron and Stein 1981), never narrower.
+The intervals are jackknife intervals: groups of clips are left out, those of each sample in turn. A bootstrap would not
+do, since it repeats clips: the kernel distance then counts the likeness of a clip to its copy, and the Fréchet distance
+sees fewer different clips, so that both move away from what they estimate. Near 0 the kernel distance varies by less
+than its jackknife says (Efron and Stein 1981), so that its interval is wider than necessary there.
 
 The Fréchet distance of equal distributions is not 0 but depends on N, and its interval is about its expectation at this
 N. So every distance comes with that of real clips from other real clips at the same N.
@@ -85,6 +85,11 @@ def differences(first_ND: Tensor, second_ND: Tensor, real_ND: Tensor) -> tuple[F
         )
 
     return farther(kernel_distance), farther(frechet_distance)
+
+
+def cell(figure: Figure) -> str:
+    """A distance and its interval, for tables."""
+    return f"{figure.mean:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
 def jackknife(statistic: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor) -> Figure:

@@ -1,14 +1,14 @@
 """Features of clips for KVD and Fréchet distances: a small network that recognises what happens in playroom clips.
 
-    python -m benchmarks.evidence.extractor                                     # measures the shipped weights
-    python -m benchmarks.evidence.extractor --overwrite                         # trains them anew: 6 minutes of one core
-    python -m benchmarks.evidence.extractor --extractor package.module:function # measures another extractor
+    python -m benchmarks.evidence.extractor                 # measures the shipped weights
+    python -m benchmarks.evidence.extractor --train         # trains them first: 3 minutes of an idle core; resumes
+    python -m benchmarks.evidence.extractor --extractor package.module:function
 
 FVD takes its features from a network that was trained to classify Kinetics; this one plays the same part for playroom.
 It is trained from scratch, on rendered clips of the training share, to name the colour, shape, motion and direction of
 the object. The command prints how often it is right on clips of the evaluation share, and how far real clips move from
-other real clips when their frames are shuffled, repeated, blurred or flicker: an extractor that does not see this cannot
-compare videos. The same seed gives the same weights on the same processor and PyTorch.
+other real clips when their frames are shuffled, repeated, blurred or flicker: an extractor that does not see this
+cannot compare videos. The same seed gives the same weights on the same processor and PyTorch.
 
 A user's extractor is a function of B×3×T×H×W in [-1, 1] that returns features B×D; it resizes as it needs.
 
@@ -22,30 +22,35 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.evidence.distances import Distances, distances
+from benchmarks.evidence.distances import Distances, cell, distances
+from kinema.atomic import replacing
 from kinema.checkpoints import files
 from kinema.data import playroom
-from kinema.data.playroom.grammar import FREE_MOTIONS
+from kinema.data.playroom.grammar import DIRECTED, FREE_MOTIONS
 from kinema.evaluation.metrics import Extractor, Protocol, features
 from kinema.evaluation.oracle import Figure, wilson
 from kinema.schema import BadRequest
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "evidence-extractor.safetensors"
+RUNS = Path("runs")
 SIDE, FRAMES, FPS = 32, 16, 8.0
 FEATURES = 64
-BATCH, RATE = 32, 3e-3
+STEPS, BATCH, RATE = 800, 32, 3e-3
+KEPT = 100
+"""Steps between stored states of training."""
 LABELS = {
     "colour": playroom.COLOURS,
     "shape": playroom.SHAPES,
-    "motion": ("rolls", "moves", "slides", *FREE_MOTIONS),
+    "motion": (*DIRECTED, *FREE_MOTIONS),
     "direction": (*playroom.DIRECTIONS, "none"),
 }
 PLAYROOM = "playroom"
@@ -121,14 +126,18 @@ def _words(caption: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- training
 
 
-def train(steps: int, seed: int, path: Path) -> None:
-    """Train on clips that are each rendered once, and write the weights as float16."""
+def train(steps: int, seed: int, path: Path, runs: Path) -> None:
+    """Train on clips that are each rendered once, and write the weights as float16.
+
+    Its state is stored in the folder ``runs`` every `KEPT` steps; the same steps and seed resume from there.
+    """
+    state = runs / f"evidence-extractor-{steps}-{seed}.pt"
     torch.manual_seed(seed)
     network = Network().to(memory_format=torch.channels_last_3d).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
-    began = time.monotonic()
-    for step in range(steps):
+    parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
+    for step in range(_resumed(state, parts), steps):
         video_BCTHW, classes = clips("train", (_TRAINING, seed), step * BATCH, (step + 1) * BATCH)
         logits = network(video_BCTHW.to(memory_format=torch.channels_last_3d))
         loss = torch.stack([functional.cross_entropy(logits[name], classes[name]) for name in LABELS]).sum()
@@ -136,8 +145,9 @@ def train(steps: int, seed: int, path: Path) -> None:
         loss.backward()
         optimiser.step()
         schedule.step()
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            print(f"step {step + 1}/{steps}, loss {loss.item():.3f}, {time.monotonic() - began:.0f} s", flush=True)
+        if (step + 1) % KEPT == 0:
+            _store(state, parts, step + 1)
+            print(f"step {step + 1}/{steps}, loss {loss.item():.3f}, {time.process_time():.0f} CPU s", flush=True)
     protocol = {
         "clips": steps * BATCH, "steps": steps, "batch": BATCH, "rate": RATE, "seed": seed, "frames": FRAMES,
         "side": SIDE, "fps": FPS, "features": FEATURES, "grammar": "simple", "split": "train", "labels": LABELS,
@@ -145,6 +155,23 @@ def train(steps: int, seed: int, path: Path) -> None:
     }  # fmt: skip
     half = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     files.write_tensors(path, half, {"evidence-extractor": json.dumps(protocol)})
+    state.unlink(missing_ok=True)
+
+
+def _store(state: Path, parts: Mapping[str, Any], done: int) -> None:
+    state.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(state) as part:
+        torch.save({name: each.state_dict() for name, each in parts.items()} | {"done": done}, part)
+
+
+def _resumed(state: Path, parts: Mapping[str, Any]) -> int:
+    """Restore a stored run, if there is one; returns the number of steps done."""
+    if not state.is_file():
+        return 0
+    stored = torch.load(state, weights_only=True)
+    for name, each in parts.items():
+        each.load_state_dict(stored[name])
+    return int(stored["done"])
 
 
 def load(path: Path = WEIGHTS) -> tuple[Extractor, str]:
@@ -202,7 +229,7 @@ def _checked(extract: Extractor, name: str) -> Extractor:
     def checked(video_BCTHW: Tensor) -> Tensor:
         found_BD = extract(video_BCTHW)
         if not isinstance(found_BD, Tensor) or found_BD.ndim != 2 or len(found_BD) != len(video_BCTHW):
-            shape = "×".join(map(str, found_BD.shape)) if isinstance(found_BD, Tensor) else type(found_BD).__name__
+            shape = list(found_BD.shape) if isinstance(found_BD, Tensor) else type(found_BD).__name__
             raise BadRequest(f"extractor {name!r} returned {shape} for {len(video_BCTHW)} clips; expected B×D")
         return found_BD
 
@@ -282,24 +309,26 @@ def _changed(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extractor", default=PLAYROOM, help="package.module:function instead of ours")
-    parser.add_argument("--steps", type=int, default=2000, help=f"training steps of {BATCH} clips")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", action="store_true", help=f"train first, and replace {WEIGHTS.name}")
+    parser.add_argument("--steps", type=int, help=f"training steps of {BATCH} clips; default {STEPS}")
+    parser.add_argument("--seed", type=int, default=0, help="of training, clips and changes")
     parser.add_argument("--clips", type=int, default=256, help="evaluation clips on each side of a distance")
-    parser.add_argument("--overwrite", action="store_true", help="train anew although there are weights")
     options = parser.parse_args()
+    if (options.steps and not options.train) or (options.train and options.extractor != PLAYROOM):
+        parser.error("--steps requires --train, and --train our own extractor")
     torch.set_num_threads(1)
+    if options.train:
+        train(options.steps or STEPS, options.seed, WEIGHTS, RUNS)
     if options.extractor == PLAYROOM:
-        if options.overwrite or not WEIGHTS.is_file():
-            train(options.steps, options.seed, WEIGHTS)
-        print(f"\n{WEIGHTS.name}: {WEIGHTS.stat().st_size:,} bytes, {files.weight_hash(WEIGHTS)}")
+        print(f"{WEIGHTS.name}: {WEIGHTS.stat().st_size:,} bytes, {files.weight_hash(WEIGHTS)}")
         for name, figure in accuracy(network_of(WEIGHTS), 4 * options.clips, options.seed).items():
             low, high = 100 * figure.low, 100 * figure.high
             print(f"{name}: {100 * figure.mean:.1f} % ({low:.1f} to {high:.1f}) of {figure.count} evaluation clips")
     named = named_extractor(options.extractor)
-    print(f"\nReal clips against other real clips, {named.name}, 95 % jackknife intervals\n")
-    print("| change | N | KVD | Fréchet distance |\n|---|---|---|---|")
+    print(f"\nReal clips against other real clips, {named.name} (weights {named.weights}), 95 % jackknife intervals\n")
+    print("| change | KVD | Fréchet distance | N, against |\n|---|---|---|---|")
     for name, found in sensitivity(named, options.clips, options.seed).items():
-        print(f"| {name} | {found.size} | {found.kvd_cell} | {found.frechet_cell} |")
+        print(f"| {name} | {cell(found.kvd)} | {cell(found.frechet)} | {found.size}, {found.reference} |", flush=True)
     return 0
 
 

@@ -288,6 +288,12 @@ def test_frechet_of_fewer_clips_than_features_stays_finite_and_not_negative() ->
     assert 0 < frechet_distance(a, b) < math.inf
 
 
+def test_frechet_of_repeated_features_is_that_of_the_features_as_often() -> None:
+    # Covariances are singular, and the eigenvalues of their product do not converge.
+    a, b = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert frechet_distance(a.repeat(1, 16), b.repeat(1, 16)) == pytest.approx(16 * frechet_distance(a, b), rel=1e-6)
+
+
 def test_the_kernel_distance_is_unbiased_at_small_n_where_frechet_is_not() -> None:
     def samples(seed: int, shift: float = 0.0) -> torch.Tensor:
         return torch.randn(24, 16, generator=torch.Generator().manual_seed(seed)) + shift

@@ -252,14 +252,15 @@ def features(batches: Iterable[Tensor], extract: Extractor, protocol: Protocol) 
 def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
     """Fréchet distance of Gaussians fitted to features: |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½).
 
-    Covariances use N − 1. The trace of the matrix root is the sum of the square roots of the eigenvalues of Σ₁Σ₂, which
-    are real and non-negative for covariances, so no matrix root is computed.
+    Covariances use N − 1. With Σ₁ = R₁ᵀR₁ and Σ₂ = R₂ᵀR₂, the trace of the matrix root is the sum of the singular
+    values of R₁R₂ᵀ. Finding these never fails, while eigenvalues of Σ₁Σ₂ may not converge if covariances are singular:
+    with fewer clips than features, or features that depend on each other.
     """
     a, b = _features(a_ND, b_ND)
-    first, second = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))
-    roots = torch.linalg.eigvals(first @ second).real.clamp_min(0).sqrt().sum()
+    first, second = (torch.linalg.qr(x - x.mean(0), mode="r").R / (len(x) - 1) ** 0.5 for x in (a, b))
+    roots = torch.linalg.svdvals(first @ second.T).sum()
     means = (a.mean(0) - b.mean(0)).square().sum()
-    return float(means + first.trace() + second.trace() - 2 * roots)
+    return float(means + first.square().sum() + second.square().sum() - 2 * roots)
 
 
 def kernel_distance(a_ND: Tensor, b_ND: Tensor) -> float:
