@@ -27,7 +27,7 @@ PARTS: Mapping[str, tuple[Callable[[parts.Bench], None], Sequence[str]]] = {
     "extension": (parts.extension, ("video",)),
     "langevin": (parts.langevin, ("video",)),
     "guidance": (parts.guidance, ("video",)),
-    "images": (parts.images, ("video", "joint")),
+    "images": (parts.images, ("joint",)),
     "losses": (parts.losses, ("video", "joint")),
 }
 """How each part is measured, and its models."""
@@ -40,8 +40,8 @@ def expected(part: str) -> int:
         "figure": (2 + len(ARMS)) * protocol.PER_PROMPT * count,
         "extension": 2 * len(parts.lasting()),
         "langevin": 2 * count,
-        "guidance": len(parts.SCALES) * count,
-        "images": 2 * count,
+        "guidance": 2 * count,
+        "images": count,
         "losses": 2 * parts.LOSSES,
     }[part]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import distances, protocol
-from benchmarks.evidence.parts import OTHER, SCALES
+from benchmarks.evidence.parts import HIGH, OFF, OTHER
 from benchmarks.evidence.rows import ORACLE, Row
 from kinema.evaluation.intervals import median, paired_difference, paired_median_ratio, win_rate
 from kinema.evaluation.oracle import Figure
@@ -54,21 +54,27 @@ RIVALS = tuple(arm for arm in protocol.ARMS if arm != "video")
 def claims(rows: Mapping[str, Sequence[Row]]) -> dict[str, Compared]:
     """The summary of each of VDM's claims, from the rows by part: the first arm against the second."""
     other = features([row for row in rows["figure"] if row["arm"] == OTHER])
+    plain_clips = [row for row in rows["figure"] if row["arm"] == "video" and row["repetition"] == 0]
+    every = (*UNSTEADY, *BESIDE, *KEPT)
 
-    def pair(part: str, first: str, second: str, names: Sequence[str] = (*UNSTEADY, *BESIDE, *KEPT)) -> Compared:
+    def pair(part: str, first: str, second: str, names: Sequence[str]) -> Compared:
         both = [[row for row in rows[part] if row["arm"] == arm] for arm in (first, second)]
         return compared(first, second, *both, names, other)
 
-    joint = pair("images", "4 images", "no images")
+    def against_plain(part: str, first: str, second: str) -> Compared:
+        """An arm against the figure's video arm, of the same prompts and seeds."""
+        return compared(first, second, [r for r in rows[part] if r["arm"] == first], plain_clips, every, other)
+
+    joint = against_plain("images", "4 images", "no images")
     joint["measures"] = pair("losses", "4 images", "no images", ("loss",))["measures"] | joint["measures"]
-    low, middle, high = (f"guidance {scale:g}" for scale in SCALES)
+    off, middle, high = (f"guidance {scale:g}" for scale in (OFF, protocol.GUIDANCE, HIGH))
     extended = ("change at block borders", *UNSTEADY[1:], "sharpness", "motion_amount", *KEPT)
     return {
         "joint": joint,
         "extension": pair("extension", "reconstruction", "replacement", extended),
-        "langevin": pair("langevin", "langevin", "ancestral"),
-        "guidance off": pair("guidance", low, middle),
-        "guidance high": pair("guidance", high, middle),
+        "langevin": pair("langevin", "langevin", "ancestral", every),
+        "guidance off": against_plain("guidance", off, middle),
+        "guidance high": against_plain("guidance", high, middle),
     }
 
 
