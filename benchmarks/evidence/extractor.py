@@ -6,9 +6,12 @@
 
 FVD takes its features from a network that was trained to classify Kinetics; this one plays the same part for playroom.
 It is trained from scratch, on rendered clips of the training share, to name the colour, shape, motion and direction of
-the object. The command prints how often it is right on clips of the evaluation share, and how far real clips move from
-other real clips when their frames are shuffled, repeated, blurred or flicker: an extractor that does not see this
-cannot compare videos. The same seed gives the same weights on the same processor and PyTorch.
+the object. What it learns of a clip ignores flicker and blur, since the object is the same, so its features are joined
+by two of the first layer: how much each filter changes between frames, and how strong its edges are.
+
+The command prints how often it is right on clips of the evaluation share, and how far real clips move from other real
+clips when their frames are shuffled, repeated, blurred or flicker: an extractor that does not see this cannot compare
+videos. The same seed gives the same weights on the same processor and PyTorch.
 
 A user's extractor is a function of B×3×T×H×W in [-1, 1] that returns features B×D; it resizes as it needs.
 
@@ -43,10 +46,10 @@ from kinema.schema import BadRequest
 WEIGHTS = Path(__file__).parents[1] / "weights" / "evidence-extractor.safetensors"
 RUNS = Path("runs")
 SIDE, FRAMES, FPS = 32, 16, 8.0
-FEATURES = 64
+LEARNED, FILTERS = 64, 16
 STEPS, BATCH, RATE = 800, 32, 3e-3
-KEPT = 100
-"""Steps between stored states of training."""
+KEPT, STANDARD = 100, 16
+"""Steps between stored states of training, and batches over which low-level features are standardised."""
 LABELS = {
     "colour": playroom.COLOURS,
     "shape": playroom.SHAPES,
@@ -61,29 +64,44 @@ _TRAINING, _EVALUATION = 0x7E57, 0xE7A1
 
 
 class Network(nn.Module):
-    """Four (2+1)D blocks (Tran et al. 2018), the mean over time and space, and `FEATURES` standardised features."""
+    """Four (2+1)D blocks (Tran et al. 2018), the mean over time and space, and 64 features from which heads classify.
+
+    With 32 low-level ones, D is 96. All have mean 0 and variance 1 over training clips.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
-            _block(3, 16, stride=2, stride_in_time=1),
-            _block(16, 32, stride=2, stride_in_time=2),
+            _block(3, FILTERS, stride=2, stride_in_time=1),
+            _block(FILTERS, 32, stride=2, stride_in_time=2),
             _block(32, 64, stride=2, stride_in_time=2),
             _block(64, 96, stride=1, stride_in_time=1),
         )
-        self.narrow = nn.Linear(96, FEATURES)
+        self.narrow = nn.Linear(96, LEARNED)
         # Without scale and shift, so that a distance does not depend on the scale that training happened to reach.
-        self.standard = nn.BatchNorm1d(FEATURES, affine=False)
-        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in LABELS.items()})
+        self.standard = nn.BatchNorm1d(LEARNED, affine=False)
+        self.standard_low = nn.BatchNorm1d(2 * FILTERS, affine=False, momentum=None)
+        self.heads = nn.ModuleDict({name: nn.Linear(LEARNED, len(values)) for name, values in LABELS.items()})
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
-        """Features B×D of clips in [-1, 1], with mean 0 and variance 1 over training clips."""
+        """Features B×D of clips in [-1, 1]."""
+        return torch.cat([self.learned(video_BCTHW), self.standard_low(self.low(video_BCTHW))], dim=1)
+
+    def learned(self, video_BCTHW: Tensor) -> Tensor:
         found: Tensor = self.standard(self.narrow(self.blocks(video_BCTHW).mean((2, 3, 4))))
         return found
 
+    def low(self, video_BCTHW: Tensor) -> Tensor:
+        """Logarithms of the mean change between frames, and of the mean deviation within one, of the first filters."""
+        filtered_BCTHW = self.blocks[0][0](video_BCTHW)
+        change_BC = filtered_BCTHW.diff(dim=2).abs().mean((2, 3, 4))
+        edges_BC = filtered_BCTHW.std((3, 4)).mean(2)
+        # A still clip, or a flat one, has a 0.
+        return torch.cat([change_BC, edges_BC], dim=1).add(1e-2).log()
+
     def forward(self, video_BCTHW: Tensor) -> dict[str, Tensor]:
         """Logits of every label."""
-        found_BD = self.features(video_BCTHW)
+        found_BD = self.learned(video_BCTHW)
         return {name: head(found_BD) for name, head in self.heads.items()}
 
 
@@ -148,14 +166,28 @@ def train(steps: int, seed: int, path: Path, runs: Path) -> None:
         if (step + 1) % KEPT == 0:
             _store(state, parts, step + 1)
             print(f"step {step + 1}/{steps}, loss {loss.item():.3f}, {time.process_time():.0f} CPU s", flush=True)
+    write(network, steps, seed, path)
+    state.unlink(missing_ok=True)
+
+
+def write(network: Network, steps: int, seed: int, path: Path) -> None:
+    """Write a trained network as float16, after standardising its low-level features over training clips."""
+    network.load_state_dict(_halved(network))
+    network.eval()
+    network.standard_low.train()
+    with torch.no_grad():
+        for first in range(0, STANDARD * BATCH, BATCH):
+            network.features(clips("train", (_TRAINING, seed), first, first + BATCH)[0])
     protocol = {
         "clips": steps * BATCH, "steps": steps, "batch": BATCH, "rate": RATE, "seed": seed, "frames": FRAMES,
-        "side": SIDE, "fps": FPS, "features": FEATURES, "grammar": "simple", "split": "train", "labels": LABELS,
-        "torch": torch.__version__,
+        "side": SIDE, "fps": FPS, "features": LEARNED + 2 * FILTERS, "grammar": "simple", "split": "train",
+        "labels": LABELS, "torch": torch.__version__,
     }  # fmt: skip
-    half = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
-    files.write_tensors(path, half, {"evidence-extractor": json.dumps(protocol)})
-    state.unlink(missing_ok=True)
+    files.write_tensors(path, _halved(network), {"evidence-extractor": json.dumps(protocol)})
+
+
+def _halved(network: Network) -> dict[str, Tensor]:
+    return {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
 
 
 def _store(state: Path, parts: Mapping[str, Any], done: int) -> None:
