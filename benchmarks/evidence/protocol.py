@@ -9,8 +9,10 @@ from pathlib import Path
 
 SIDE, FRAMES, FPS = 32, 16, 8.0
 GRAMMAR = "simple"
-BATCH, STEPS, LEARNING_RATE = 8, 2000, 2e-3
+BATCH, STEPS, LEARNING_RATE = 8, 1600, 2e-3
 """Clips a step, steps of the video model, peak learning rate of all models."""
+TARGET = "x0"
+"""With v, samples were noise after 2,000 steps (docs/decisions/0023)."""
 WIDTHS = (4, 8)
 """Sides of the feature maps that have attention: those of `vdm/pocket` at half its side."""
 SAMPLER, SAMPLING_STEPS, GUIDANCE = "ddim", 32, 2.0

@@ -93,7 +93,8 @@ def config(model: Model) -> Config:
         per_frame=model.per_frame,
     )
     side, attention = protocol.SIDE, protocol.WIDTHS
-    return replace(pocket, side=side, frames=protocol.FRAMES, attention_sides=attention, training=training)
+    own = {"side": side, "frames": protocol.FRAMES, "attention_sides": attention, "target": protocol.TARGET}
+    return replace(pocket, **own, training=training)
 
 
 def steps(model: Model) -> int:

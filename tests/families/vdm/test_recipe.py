@@ -56,7 +56,7 @@ def test_the_loss_is_per_clip_and_deterministic(tiny: Config, lively: Lively, ta
     assert not torch.equal(first, other)
 
 
-def test_eps_and_v_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
+def test_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
     data = batch(images=2)
 
     class Perfect(torch.nn.Module):
@@ -73,9 +73,9 @@ def test_eps_and_v_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
             level = recipe.SCHEDULE.at(log_snr.flatten())
             alpha, sigma = (part.reshape(2, 1, -1, 1, 1) for part in (level.alpha, level.sigma))
             eps = (z - alpha * x0) / sigma
-            return eps if self.config.target == "eps" else alpha * eps - sigma * x0
+            return {"eps": eps, "v": alpha * eps - sigma * x0, "x0": x0}[self.config.target]
 
-    for target in ("eps", "v"):
+    for target in ("eps", "v", "x0"):
         config = replace(tiny, target=target, text="none", words=(), min_snr=0.0)
         assert recipe.loss(Perfect(config), config, data, seeded()).max() < 1e-6
 
@@ -114,6 +114,36 @@ def test_training_settings_match_the_paper() -> None:
     assert (large.steps, large.images, large.text_drop) == (700_000, 8, 0.1)
     assert (ucf.steps, ucf.batch, ucf.learning_rate, ucf.text_drop) == (60_000, 128, 3e-4, 0.0)
     assert recipe.recipe(presets()["text-128"]).images == 7
+
+
+def test_the_loss_of_x0_is_that_of_v_bounded_at_low_noise(tiny: Config) -> None:
+    """The same estimate of x0, as x0 and as v: equal losses, except where sigma is below the bound."""
+    data, seen = batch(), {}
+
+    class Estimate(torch.nn.Module):
+        """Estimates x0 as 0: v̂ = -α/σ z + ..., from x0 = α z - σ v."""
+
+        def __init__(self, target: str) -> None:
+            super().__init__()
+            self.target = target
+
+        def forward(self, z: torch.Tensor, log_snr: torch.Tensor, cond: None, *, independent: int) -> torch.Tensor:
+            level = recipe.SCHEDULE.at(log_snr[:, 0])
+            seen["sigma"] = level.sigma
+            alpha, sigma = (part.reshape(2, 1, 1, 1, 1) for part in (level.alpha, level.sigma))
+            return z * 0 if self.target == "x0" else alpha / sigma * z
+
+    found, sigma = {"v": [], "x0": []}, []
+    for target, losses in found.items():
+        config = replace(tiny, target=target, text="none", words=(), min_snr=0.0)
+        for seed in range(8):
+            losses.append(recipe.loss(Estimate(target), config, data, seeded(seed)))
+            sigma.append(seen["sigma"])
+    v, x0, sigma = torch.cat(found["v"]), torch.cat(found["x0"]), torch.cat(sigma[8:])
+    low = sigma < recipe.LEAST_SIGMA
+    assert 0 < low.sum() < len(low)
+    torch.testing.assert_close(x0[~low], v[~low])
+    torch.testing.assert_close(x0[low], (v * sigma.square() / recipe.LEAST_SIGMA**2)[low])
 
 
 # ---------------------------------------------------------------------------------- image models

@@ -60,7 +60,8 @@ class Config:
     classes: tuple[str, ...] = ()
     """Class names of a class-conditional model; its prompts must be one of them."""
 
-    target: Literal["eps", "v"] = "eps"
+    target: Literal["eps", "v", "x0"] = "eps"
+    """What the network predicts: the paper's eps or v, or the clean clip, for a network narrower than its patches."""
     gamma: float = 0.3
     """Interpolation of the ancestral sampler's variance between its lower (0) and upper (1) bound."""
     delta: float = 0.0

@@ -12,17 +12,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from kinema.diffusion import losses
-from kinema.diffusion.parameterise import EPS, Parameterisation, V
-from kinema.diffusion.schedules import CosineLogSNR
+from kinema.diffusion.parameterise import EPS, X0, Parameterisation, V, Weighting
+from kinema.diffusion.schedules import CosineLogSNR, NoiseLevel
 from kinema.families.vdm.condition import encode
 from kinema.families.vdm.config import Config
 from kinema.system import Batch, TrainingSettings
 
 SCHEDULE = CosineLogSNR()
+LEAST_SIGMA = 0.2
+"""Bounds the weight of a network that predicts x0 at low noise, where little is left to learn."""
 
 
 def parameterisation(config: Config) -> Parameterisation:
-    return EPS if config.target == "eps" else V
+    return {"eps": EPS, "v": V, "x0": X0}[config.target]
 
 
 def recipe(config: Config) -> TrainingSettings:
@@ -40,11 +42,12 @@ def recipe(config: Config) -> TrainingSettings:
 
 
 def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the prediction target (eps or v), ``[B]``, with equal weight for each frame and image.
+    """Mean squared error of the prediction target, ``[B]``, with equal weight for each frame and image.
 
-    Every image has its own noise level: images are separate batch items that only share the forward pass (§3.1). An
-    image model (``per_frame``) has no clip: all frames are images with the clip's caption. Empty captions train the
-    null condition. ``batch.mask`` is ignored: sampling honours canvases by guidance.
+    The error of a network that predicts x0 is weighted as that of v. Every image has its own noise level: images are
+    separate batch items that only share the forward pass (§3.1). An image model (``per_frame``) has no clip: all frames
+    are images with the clip's caption. Empty captions train the null condition. ``batch.mask`` is ignored: sampling
+    honours canvases by guidance.
     """
     if config.training.per_frame:
         batch = _as_images(batch)
@@ -74,7 +77,7 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     )
 
     process = parameterisation(config)
-    weighting = losses.min_snr(config.min_snr) if config.min_snr else losses.UNIFORM
+    weighting = _weighting(config)
     total = torch.zeros(size, device=video.device)
     outputs = output.split([part.frames for part in parts], dim=2)
     for part, own, level, eps in zip(parts, outputs, levels, noises, strict=True):
@@ -82,6 +85,17 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
         each = process.loss(items, part.clean, eps, level, weighting).reshape(size, -1)
         total = total + each.sum(1) * part.clean.shape[2]
     return total / (frames + count)
+
+
+def _weighting(config: Config) -> Weighting:
+    if config.min_snr:
+        return losses.min_snr(config.min_snr)
+    return _velocity if config.target == "x0" else losses.UNIFORM
+
+
+def _velocity(level: NoiseLevel) -> Tensor:
+    """The error of v, which is that of x0 over sigma (arXiv 2511.13720, table 1), bounded at low noise."""
+    return level.sigma.clamp(min=LEAST_SIGMA) ** -2
 
 
 @dataclass(frozen=True)
