@@ -73,7 +73,7 @@ def page(data: Mapping[str, Any]) -> str:
         "Every row compares two arms on the same prompts and seeds. The ratio is the median of first / second; "
         '"lower" is the share of prompts in which the first arm has the lower value. Intervals are over prompts '
         "(distances: over clips), and cover one training of each model.",
-        *(_claim(name, found, data) for name, found in data["claims"].items()),
+        *(_claim(name, data) for name in CLAIMS),
         "## Protocol",
         _protocol(data),
     ]
@@ -143,10 +143,12 @@ def distances(found: Mapping[str, Any], extractor: Mapping[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _claim(name: str, found: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _claim(name: str, data: Mapping[str, Any]) -> str:
     title, text = CLAIMS[name]
+    found = data["claims"].get(name)
+    if found is None:
+        return f"### {title}\n\nNot measured yet."
     first, second = found["arms"]
-    operations = {model: entry["operations"] for model, entry in data["models"].items() if "operations" in entry}
     rows = [
         [NAMES.get(key, key), number(m["first"]), number(m["second"]), number(m["ratio"]), _of(m["first lower"])]
         for key, m in found["measures"].items()
@@ -159,10 +161,11 @@ def _claim(name: str, found: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         [key, plain(d["first"]), plain(d["second"]), f"difference {number(d['difference'])}", ""]
         for key, d in found["distances"].items()
     ]
-    more = operations["joint"] / operations["video"] - 1
+    if name == "joint":
+        text = text.format(more=data["models"]["joint"]["operations"] / data["models"]["video"]["operations"] - 1)
     return "\n\n".join([
         f"### {title}",
-        text.format(more=more),
+        text,
         table(["measure", first, second, "ratio", f"{first} lower"], rows),
     ])  # fmt: skip
 

@@ -52,10 +52,11 @@ RIVALS = tuple(arm for arm in protocol.ARMS if arm != "video")
 
 
 def claims(rows: Mapping[str, Sequence[Row]]) -> dict[str, Compared]:
-    """The summary of each of VDM's claims, from the rows by part: the first arm against the second."""
+    """The summary of each of VDM's claims whose parts were measured: the first arm against the second."""
     other = features([row for row in rows["figure"] if row["arm"] == OTHER])
     plain_clips = [row for row in rows["figure"] if row["arm"] == "video" and row["repetition"] == 0]
     every = (*UNSTEADY, *BESIDE, *KEPT)
+    found = {}
 
     def pair(part: str, first: str, second: str, names: Sequence[str]) -> Compared:
         both = [[row for row in rows[part] if row["arm"] == arm] for arm in (first, second)]
@@ -65,17 +66,20 @@ def claims(rows: Mapping[str, Sequence[Row]]) -> dict[str, Compared]:
         """An arm against the figure's video arm, of the same prompts and seeds."""
         return compared(first, second, [r for r in rows[part] if r["arm"] == first], plain_clips, every, other)
 
-    joint = against_plain("images", "4 images", "no images")
-    joint["measures"] = pair("losses", "4 images", "no images", ("loss",))["measures"] | joint["measures"]
-    off, middle, high = (f"guidance {scale:g}" for scale in (OFF, protocol.GUIDANCE, HIGH))
-    extended = ("change at block borders", *UNSTEADY[1:], "sharpness", "motion_amount", *KEPT)
-    return {
-        "joint": joint,
-        "extension": pair("extension", "reconstruction", "replacement", extended),
-        "langevin": pair("langevin", "langevin", "ancestral", every),
-        "guidance off": against_plain("guidance", off, middle),
-        "guidance high": against_plain("guidance", high, middle),
-    }
+    if "images" in rows and "losses" in rows:
+        joint = against_plain("images", "4 images", "no images")
+        joint["measures"] = pair("losses", "4 images", "no images", ("loss",))["measures"] | joint["measures"]
+        found["joint"] = joint
+    if "extension" in rows:
+        extended = ("change at block borders", *UNSTEADY[1:], "sharpness", "motion_amount", *KEPT)
+        found["extension"] = pair("extension", "reconstruction", "replacement", extended)
+    if "langevin" in rows:
+        found["langevin"] = pair("langevin", "langevin", "ancestral", every)
+    if "guidance" in rows:
+        off, middle, high = (f"guidance {scale:g}" for scale in (OFF, protocol.GUIDANCE, HIGH))
+        found["guidance off"] = against_plain("guidance", off, middle)
+        found["guidance high"] = against_plain("guidance", high, middle)
+    return found
 
 
 def compared(
