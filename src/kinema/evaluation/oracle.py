@@ -278,7 +278,12 @@ def wilson(outcomes: Sequence[bool | None]) -> Figure | None:
     known = [bool(outcome) for outcome in outcomes if outcome is not None]
     if not known:
         return None
-    n, share, z = len(known), sum(known) / len(known), 1.959964
+    return share_interval(sum(known) / len(known), len(known))
+
+
+def share_interval(share: float, count: int) -> Figure:
+    """A share (0 to 1) of ``count`` outcomes with Wilson's 95 % interval; outcomes may count half."""
+    n, z = count, 1.959964
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Figure(share, max(0.0, middle - half), min(1.0, middle + half), n)
