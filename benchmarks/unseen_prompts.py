@@ -24,7 +24,6 @@ import argparse
 import csv
 import hashlib
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -33,7 +32,6 @@ from pathlib import Path
 
 from benchmarks.measuring import EVIDENCE, write
 from kinema import registry
-from kinema.data import playroom
 from kinema.data.playroom import COLOURS, LETTERS, MOTIONS, SHAPES, Meaning, Playroom, parse, phrase, prompts
 from kinema.data.playroom.grammar import (
     COLOUR_WORDS,
