@@ -47,7 +47,7 @@ from kinema.data.playroom.rendered import Rendered
 from kinema.training.options import TrainOptions
 from kinema.training.setup import VALIDATION_BATCHES, prepare
 
-COUNT = 64
+COUNT, SEED = 64, 5000
 LIST, CAPTIONS = EVIDENCE / "unseen-prompts.csv", EVIDENCE / "unseen-prompts.json"
 SAMPLE = 500
 """Captions of each run whose digest a test compares."""

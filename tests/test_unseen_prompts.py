@@ -58,7 +58,7 @@ def test_no_shipped_model_was_trained_on_what_a_prompt_says_in_any_words(runs: l
 
 def test_no_prompt_is_a_string_of_tuning_or_of_validation(script: ModuleType, runs: list, unseen: list[str]) -> None:
     known = script.tuning_prompts() | script.validation_captions(runs)
-    assert len(known) > 500
+    assert len(known) > 400
     assert not known & set(unseen)
     # Every list of tuning prompts, at any seed, has canonical sentences alone.
     assert not [prompt for prompt in unseen if (meaning := parse(prompt)) and phrase(meaning) == prompt]
