@@ -15,6 +15,7 @@ from benchmarks.cards.figures import (
     card,
     compared,
     decimals,
+    middle,
     of_pairs,
     read,
     share,
@@ -46,20 +47,31 @@ def unseen_prompts() -> Iterator[Passage]:
         tuned = sum(row["tuned"] == "yes" for row in csv.DictReader(file))
     yield Passage(
         ZOETROPE,
-        "{n} sentences whose strings no training, validation or tuning of a shipped model had",
-        {"n": f"{made['protocol']['measured']}"},
+        "The first {measured} of {prompts} sentences whose strings no training, validation or tuning of a shipped "
+        "model had",
+        {name: f"{made['protocol'][name]}" for name in ("measured", "prompts")},
     )
-    yield Passage(ZOETROPE, "Settings were chosen on {tuned} of these combinations", {"tuned": f"{tuned}"})
+    yield Passage(ZOETROPE, "Settings were chosen on {tuned} of the 64 combinations", {"tuned": f"{tuned}"})
     for name in SCORES:
         row = f"| {name} | {{x}} % | {{x_low}} % to {{x_high}} % | {{x_right}} of {{x_n}} |"
         yield Passage(ZOETROPE, row, share("x", found["scores"][name]))
     yield motions(ZOETROPE, found["motions"])
+    yield other_real_clip(made["clips"])
     for name, label in TEMPORAL.items():
         row = (
             f"| {label} | {{made}} | {{real}} | {{x}} ({{x_low}} to {{x_high}}) | {{x_lower}}, {{x_higher}} "
             "| {c} ({c_low} to {c_high}) | {c_lower}, {c_higher} |"
         )
         yield Passage(ZOETROPE, row, compared(found["temporal"][name]))
+
+
+def other_real_clip(clips: Sequence[Mapping[str, Any]]) -> Passage:
+    return Passage(
+        ZOETROPE,
+        "Against the second real clip, the second difference of luma is {luma} ({luma_low} to {luma_high}) times, higher "
+        "in {luma_higher} of {n} pairs.",
+        _controlled(clips, luma="luma_second_difference") | {"n": f"{len(clips)}"},
+    )
 
 
 def motions(document: str, found: Mapping[str, Mapping[str, int]]) -> Passage:
@@ -195,10 +207,11 @@ def readme() -> Iterator[Passage]:
     )
     yield Passage(
         README,
-        "brightness flickers {luma} times as much ({luma_low} to {luma_high}, more in {luma_higher} of {n} pairs), at "
-        "{sharp} times the sharpness and {moved} times the motion",
+        "brightness flickers {luma} times as much ({luma_low} to {luma_high}, more in {luma_higher} of {n} pairs; "
+        "a second real clip {control} times), at {sharp} times the sharpness and {moved} times the motion",
         against("luma", temporal["luma_second_difference"]["against"])
         | against("sharp", temporal["sharpness"]["against"])
         | against("moved", temporal["motion_amount"]["against"])
+        | middle("control", temporal["luma_second_difference"]["control"]["ratio"])
         | {"n": f"{temporal['sharpness']['against']['ratio']['count']}"},
     )

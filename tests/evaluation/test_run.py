@@ -11,7 +11,7 @@ from kinema import registry
 from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.evaluation import measuring, temporal
-from kinema.evaluation.results import Compared, Counted, Evaluation
+from kinema.evaluation.results import Compared, Counted, Evaluation, to_json
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
 from kinema.events import Event, Note, Phase, Step
@@ -86,6 +86,13 @@ def test_one_clip_that_pulses_changes_neither_the_median_nor_the_counts_much() -
     assert compared.against.ratio.median == pytest.approx(0.9)  # the ratio of means is 101
     assert (compared.against.lower, compared.against.higher) == (4, 1)
     assert compared.against.lower_share.mean == pytest.approx(0.8)
+
+
+def test_small_measures_keep_their_digits_in_json() -> None:
+    pulse = Compared.of([0.0000481234567], [0.000123456789])
+    data = json.loads(to_json(pulse))
+    assert (data["made"]["median"], data["real"]["median"]) == (4.81235e-05, 0.000123457)
+    assert data["made"]["low"] is None  # a single clip has no interval
 
 
 def test_motion_is_counted_by_kind(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
