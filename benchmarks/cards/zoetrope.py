@@ -68,8 +68,8 @@ def unseen_prompts() -> Iterator[Passage]:
 def other_real_clip(clips: Sequence[Mapping[str, Any]]) -> Passage:
     return Passage(
         ZOETROPE,
-        "Against the second real clip, the second difference of luma is {luma} ({luma_low} to {luma_high}) times, higher "
-        "in {luma_higher} of {n} pairs.",
+        "Against the second real clip, the second difference of luma is {luma} ({luma_low} to {luma_high}) times, "
+        "higher in {luma_higher} of {n} pairs.",
         _controlled(clips, luma="luma_second_difference") | {"n": f"{len(clips)}"},
     )
 
