@@ -3,29 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kinema.evaluation.intervals import median, paired_difference, paired_median_ratio, paired_ratio, win_rate
+from kinema.evaluation.intervals import median, paired_difference, paired_median_ratio, win_rate
 from kinema.evaluation.oracle import wilson
 
 
 def test_equal_measurements_have_a_ratio_of_one_and_no_width() -> None:
     values = [0.1, 0.7, 2.0]
-    figure = paired_ratio(values, values)
+    figure = paired_median_ratio(values, values)
     assert (figure.mean, figure.low, figure.high, figure.count) == (1, 1, 1, 3)
-
-
-def test_the_ratio_of_means_is_robust_to_one_still_clip() -> None:
-    assert paired_ratio([1.0, 1.0], [2.0, 1e-9]).mean == pytest.approx(1, rel=1e-6)
 
 
 def test_pairs_stay_together_in_resampling() -> None:
     reference = np.random.default_rng(0).uniform(0.01, 100, 40)
-    figure = paired_ratio(3 * reference, reference)
+    figure = paired_median_ratio((3 * reference).tolist(), reference.tolist())
     assert (figure.low, figure.high) == (pytest.approx(3), pytest.approx(3))
-
-
-def test_a_zero_reference_gives_infinity_or_one_and_never_nan() -> None:
-    assert paired_ratio([1.0], [0.0]).mean == np.inf
-    assert paired_ratio([0.0], [0.0]).mean == 1
 
 
 def test_the_interval_of_a_difference_is_that_of_the_paired_t_statistic() -> None:
@@ -39,7 +30,7 @@ def test_the_interval_of_a_difference_is_that_of_the_paired_t_statistic() -> Non
 
 def test_no_measurements_are_an_error() -> None:
     with pytest.raises(ValueError, match="at least one pair"):
-        paired_ratio([], [])
+        paired_difference([], [])
 
 
 def test_the_interval_of_a_median_is_that_of_its_order_statistics() -> None:
@@ -64,7 +55,7 @@ def test_a_median_ratio_ignores_a_few_extreme_pairs_and_keeps_pairs_together() -
     generated[:3] = 1e9
     figure = paired_median_ratio(generated.tolist(), reference.tolist())
     assert (figure.mean, figure.low, figure.high) == (pytest.approx(3), pytest.approx(3), pytest.approx(3))
-    assert paired_ratio(generated.tolist(), reference.tolist()).mean > 1e5
+    assert generated.mean() / reference.mean() > 1e5
 
 
 def test_a_median_ratio_with_zeros_is_one_or_infinite_and_never_nan() -> None:

@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from kinema.evaluation import plots
-from kinema.evaluation.oracle import Figure
+from kinema.evaluation.results import Median
 
 pytest.importorskip("matplotlib")
 
 
 def test_a_forest_with_non_finite_figures_is_still_plotted(tmp_path: Path) -> None:
     rows = {
-        "jerk": {"a": Figure(1.2, 1.0, 1.5, 9), "b": Figure(4.0, 2.0, math.inf, 9)},
-        "luma": {"a": Figure(0.0, 0.0, 0.0, 9), "b": Figure(math.inf, 1.0, math.inf, 9)},
+        "jerk": {"a": Median(1.2, 1.0, 1.5, 9), "b": Median(4.0, 2.0, math.inf, 9)},
+        "luma": {"a": Median(0.0, 0.0, 0.0, 9), "b": Median(math.inf, 1.0, math.inf, 9)},
     }
     path = plots.forest(rows, tmp_path / "forest.png", title="t", axis="ratio", at_most=1.5)
     with Image.open(path) as image:

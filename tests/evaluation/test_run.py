@@ -11,7 +11,7 @@ from kinema import registry
 from kinema.canvas import Canvas
 from kinema.data import playroom
 from kinema.evaluation import measuring, temporal
-from kinema.evaluation.results import Evaluation
+from kinema.evaluation.results import Compared, Counted, Evaluation, to_json
 from kinema.evaluation.run import EvaluateOptions, evaluate
 from kinema.evaluation.sampling import Sampling
 from kinema.events import Event, Note, Phase, Step
@@ -46,8 +46,7 @@ def perfect(monkeypatch: pytest.MonkeyPatch) -> System:
     return system
 
 
-def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "REALS", 1)  # the same clip that the perfect model generates
+def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System) -> None:
     result = measuring.measure(perfect, EvaluateOptions(prompts=4, batch=2, animate=True))
     assert result.text_to_video is not None
     scores = result.text_to_video.scores
@@ -56,28 +55,67 @@ def test_real_clips_score_full_marks_and_ratios_of_one(perfect: System, monkeypa
     assert scores.colour.mean == scores.shape.mean == 1
     for name in ("jerk", "high_frequency_ratio", "luma_second_difference", "motion_amount"):
         compared = result.text_to_video.temporal[name]
-        assert (compared.ratio.mean, compared.ratio.low, compared.ratio.high) == (1, 1, 1)
+        ratio = compared.against.ratio
+        assert (ratio.median, ratio.low, ratio.high, compared.against.lower, compared.against.higher) == (1, 1, 1, 0, 0)
+        assert compared.against.lower_share.mean == 0.5
         assert compared.control is not None
-        assert compared.control.mean != 1
+        assert compared.control.ratio.median != 1
     image = result.image_to_video
     assert image is not None
     assert image.psnr_own.mean == 100
     assert image.exact_after.mean == image.kept.mean == image.colour.mean == image.shape.mean == 1
-    assert image.seam.ratio.mean == 1
-    assert {compared.ratio.mean for compared in image.temporal.values()} == {1}
+    assert image.seam.against.ratio.median == 1
+    assert {compared.against.ratio.median for compared in image.temporal.values()} == {1}
     assert result.table().count("| temporal measure |") == 2
 
 
-def test_a_clip_is_measured_against_the_mean_of_several_real_ones(perfect: System) -> None:
+def test_a_clip_is_measured_against_one_real_clip_and_another_is_the_control(perfect: System) -> None:
     prompt, fps = "a red ball bounces", 8.0
     sampling = Sampling(perfect, Request(frames=16, height=64, width=64, fps=fps))
     (row,) = measuring.text_rows(sampling, [prompt], 5)
-    pulses = [
-        temporal.temporal(sampling.real(prompt, 5 + k * 500_009), fps)["luma_second_difference"] for k in range(5)
-    ]
-    assert row.made["luma_second_difference"] == pulses[0]
-    assert row.real["luma_second_difference"] == pytest.approx(sum(pulses[:4]) / 4)
-    assert row.control["luma_second_difference"] == pulses[4]
+    real, control = (
+        temporal.temporal(sampling.real(prompt, seed), fps)["luma_second_difference"] for seed in (5, 5 + 500_009)
+    )
+    assert row.real["luma_second_difference"] == real
+    assert row.control["luma_second_difference"] == control != real
+
+
+def test_one_clip_that_pulses_changes_neither_the_median_nor_the_counts_much() -> None:
+    steady, pulsing = [1.0, 1.0, 1.0, 1.0, 1.0], [0.9, 0.9, 0.9, 0.9, 500.0]
+    compared = Compared.of(pulsing, steady)
+    assert compared.against.ratio.median == pytest.approx(0.9)  # the ratio of means is 101
+    assert (compared.against.lower, compared.against.higher) == (4, 1)
+    assert compared.against.lower_share.mean == pytest.approx(0.8)
+
+
+def test_small_measures_keep_their_digits_in_json() -> None:
+    pulse = Compared.of([0.0000481234567], [0.000123456789])
+    data = json.loads(to_json(pulse))
+    assert (data["made"]["median"], data["real"]["median"]) == (4.81235e-05, 0.000123457)
+    assert data["made"]["low"] is None  # a single clip has no interval
+
+
+def test_motion_is_counted_by_kind(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clips(self: Sampling, prompts: Sequence[str], seed: int, canvas: Canvas | None = None) -> torch.Tensor:
+        shown = {"a red ball spins": "a red ball rolls right"}
+        return torch.stack([self.real(shown.get(p, p), seed + i) for i, p in enumerate(prompts)])
+
+    monkeypatch.setattr(Sampling, "clips", clips)
+    prompts = ["a red ball spins", "a blue box bounces", "a white star rotates", "a green ring hops"]
+    monkeypatch.setattr(measuring, "prompts_of", lambda *_: prompts)
+    result = measuring.measure(perfect, EvaluateOptions(prompts=4, batch=4))
+    assert result.text_to_video is not None
+    assert result.text_to_video.motions == {"bounces": Counted(2, 2), "spins": Counted(1, 2)}
+    assert "Motion by kind: bounces 2 of 2, spins 1 of 2." in result.table()
+
+
+def test_a_table_shows_steadiness_beside_sharpness_and_motion(perfect: System) -> None:
+    result = measuring.measure(perfect, EvaluateOptions(prompts=2))
+    table = result.table()
+    order = [table.rindex(f"| {name} |") for name in ("jerk", "luma second difference", "sharpness", "motion amount")]
+    assert order == sorted(order)
+    assert "| generated / real | lower / higher than real | real / real | lower / higher |" in table
+    assert "| 2 of 2 |" in table  # denominators
 
 
 def test_clips_of_other_prompts_score_like_guesses(perfect: System, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +180,8 @@ def test_the_curve_has_the_tuning_prompts_and_everything_else_those_of_the_evalu
 def test_a_shipped_model_that_was_trained_on_the_evaluation_prompts_says_so(model: str, split: str | None) -> None:
     assert measuring.training_split(model) == split
     noted: list[Event] = []
-    measuring.note_known_prompts(model, EvaluateOptions(), noted.append)
-    measuring.note_known_prompts(model, EvaluateOptions(split="tuning"), noted.append)
+    measuring.note_known_prompts(model, EvaluateOptions(), [], noted.append)
+    measuring.note_known_prompts(model, EvaluateOptions(split="tuning"), [], noted.append)
     assert len(noted) == (1 if split == "train-v1" else 0)
     for event in noted:
         assert isinstance(event, Note)
@@ -230,6 +268,9 @@ def test_an_interruption_before_any_measurement_is_raised(monkeypatch: pytest.Mo
         ({"prompts": 0}, "prompts is 0; expected 1"),
         ({"batch": 10**6}, "batch is 1000000; expected 1 to 256"),
         ({"grammar": "french"}, "grammar is 'french'; expected simple, full, mixed"),
+        ({"prompts_file": "a.txt", "split": "tuning"}, "split cannot be combined with prompts_file"),
+        ({"prompts_file": "a.txt", "grammar": "full"}, "grammar cannot be combined with prompts_file"),
+        ({"prompts_file": "a.txt", "curve": "run"}, "curve cannot be combined with prompts_file"),
         ({"report": True, "curve": "run"}, "report and curve cannot be combined"),
         ({"report": True, "animate": True}, "animate"),
     ],

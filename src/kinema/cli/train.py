@@ -36,7 +36,7 @@ EVALUATE_ABOUT = "Measure a model on prompts outside training and tuning, or wri
 EVALUATE_EXAMPLE = "kinema evaluate runs/mine/model.safetensors --prompts 32"
 EVALUATE_GROUPS = {
     "main options": ("prompts", "animate", "output", "overwrite", "seed"),
-    "prompts": ("grammar", "split"),
+    "prompts": ("grammar", "split", "prompts_file"),
     "sampling": ("steps", "sampler", "guidance", "batch"),
     "reports instead of a measurement": ("report", "curve", "evidence"),
     "model and device": ("preset", "device", "threads"),

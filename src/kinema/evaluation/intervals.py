@@ -14,15 +14,6 @@ _RESAMPLES = 4000
 _Floats = NDArray[np.float64]
 
 
-def paired_ratio(generated: Sequence[float], reference: Sequence[float], seed: int = 0) -> Figure:
-    """``mean(generated) / mean(reference)`` with its 95 % interval.
-
-    A ratio of means rather than a mean of ratios, so that a still clip with a measure near zero does not dominate.
-    If the reference is zero the ratio is infinite, or 1 if both are.
-    """
-    return _bootstrap(_ratio, generated, reference, seed)
-
-
 def paired_difference(generated: Sequence[float], reference: Sequence[float], seed: int = 0) -> Figure:
     """``mean(generated) - mean(reference)`` with its 95 % interval."""
     return _bootstrap(np.subtract, generated, reference, seed)
@@ -45,7 +36,7 @@ def median(values: Sequence[float], seed: int = 0) -> Figure:
 def paired_median_ratio(generated: Sequence[float], reference: Sequence[float], seed: int = 0) -> Figure:
     """The median of the pairs' ratios ``generated / reference`` with its 95 % interval, as of `median`.
 
-    Unlike `paired_ratio` it gives every pair the same weight, and a few extreme pairs none. The ratio of a pair whose
+    Unlike a ratio of means it gives every pair the same weight, and a few extreme pairs none. The ratio of a pair whose
     reference is zero is infinite, or 1 if both are zero.
     """
     above_N, below_N = _pairs(generated, reference)

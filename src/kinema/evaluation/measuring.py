@@ -5,6 +5,7 @@ Prompt i has seed + i, whatever the batch size, so every result can be reproduce
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,12 @@ from torch import Tensor
 from kinema import __version__, registry
 from kinema.canvas import Canvas
 from kinema.data import playroom
-from kinema.evaluation import metrics
+from kinema.data.playroom.grammar import Split, in_split
+from kinema.evaluation import metrics, prompt_files
 from kinema.evaluation.consistency import Consistency, object_consistency
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Verdict, judge, spread, summarise, wilson
-from kinema.evaluation.results import Compared, Evaluation, ImageToVideo, TextToVideo
+from kinema.evaluation.results import Compared, Counted, Evaluation, ImageToVideo, TextToVideo
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import STILL, has_flow, temporal
 from kinema.events import Note, OnEvent, Phase, Step, ignore
@@ -32,15 +34,15 @@ from kinema.system import System
 PROMPTS = 128
 _MOST_DB = 100.0
 """PSNR of identical images, in place of infinity, so that a mean can be taken."""
-REALS, _CONTROL = 4, 500_009
-"""Real clips per prompt to compare with, and the seed offset between them. One more is the control: by chance one real
-clip can pulse five times as much as another of the same prompt."""
+CONTROL = 500_009
+"""Offset of the seed of a second real clip of the same prompt, the control: by chance one real clip can pulse five
+times as much as another."""
 _Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and seed, and temporal measures of the generated clip, of real ones (means) and of a control."""
+    """One prompt and seed, and temporal measures of the generated clip, of a real one and of a second real one."""
 
     prompt: str
     seed: int
@@ -76,7 +78,7 @@ def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore
     """
     sampling = sampling_of(system, options, on_event)
     prompts = prompts_of(options)
-    note_known_prompts(system.name, options, on_event)
+    note_known_prompts(system.name, options, prompts, on_event)
     on_event(Phase("measure", f"text to video, {len(prompts)} clips"))
     if not has_flow():
         on_event(
@@ -95,7 +97,7 @@ def measure(system: System, options: EvaluateOptions, on_event: OnEvent = ignore
         on_event(Phase("measure", f"image to video, {len(prompts)} clips"))
         animated, stopped = gather(images, len(prompts), options.batch, on_event, keep=True)
     return Evaluation(
-        protocol={**protocol(sampling, options, len(prompts)), "measured": len(rows)},
+        protocol={**protocol(sampling, options, prompts), "measured": len(rows)},
         text_to_video=text_figures(rows, options.seed),
         image_to_video=image_figures(animated, options.seed) if animated else None,
         clips=[*map(asdict, rows), *map(asdict, animated)],
@@ -113,11 +115,17 @@ def sampling_of(system: System, options: EvaluateOptions, on_event: OnEvent = ig
 
 
 def prompts_of(options: EvaluateOptions, count: int = PROMPTS) -> list[str]:
+    """The prompts of the options. Raises BadRequest for a file without that many prompts in the grammar."""
+    if options.prompts_file is not None:
+        return prompt_files.read(Path(options.prompts_file), options.prompts)
+    assert options.share is not None  # it is None for a file alone
     return playroom.prompts(options.prompts or count, options.seed, options.grammar, options.share)
 
 
-def note_known_prompts(model: str, options: EvaluateOptions, on_event: OnEvent) -> None:
-    """Note that a shipped model was trained on the evaluation prompts."""
+def note_known_prompts(model: str, options: EvaluateOptions, prompts: Sequence[str], on_event: OnEvent) -> None:
+    """Note that a shipped model was trained on the evaluation prompts, or on what prompts of a file say."""
+    if options.prompts_file is not None and (trained := trained_meanings(model, prompts)):
+        on_event(Note(f"training of {model} could draw what {trained} of the {len(prompts)} prompts say"))
     if options.share == "evaluation" and training_split(model) == "train-v1":
         on_event(
             Note(
@@ -127,17 +135,24 @@ def note_known_prompts(model: str, options: EvaluateOptions, on_event: OnEvent) 
         )
 
 
-def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[str, Any]:
+def trained_meanings(model: str, prompts: Sequence[str]) -> int | None:
+    """Of how many prompts the training of a shipped model could draw the meaning, in any words; None for others."""
+    split = training_split(model)
+    meanings = [meaning for prompt in prompts if (meaning := playroom.parse(prompt)) is not None]
+    return None if split is None else sum(in_split(meaning, split) for meaning in meanings)
+
+
+def protocol(sampling: Sampling, options: EvaluateOptions, prompts: Sequence[str]) -> dict[str, Any]:
     """Everything that the results depend on; nothing that changes between runs."""
     request, system = sampling.request, sampling.system
     return {
         "model": plain_name(system.name),
         "family": system.family.name,
         "weights": system.weights.hash,
-        "prompts": count,
-        "grammar": options.grammar,
-        "split": options.share,
+        "prompts": len(prompts),
+        **_source(options, prompts),
         "training_split": training_split(system.name),
+        "trained_meanings": trained_meanings(system.name, prompts),
         "seed": options.seed,
         "frames": request.frames,
         "height": request.height,
@@ -147,13 +162,20 @@ def protocol(sampling: Sampling, options: EvaluateOptions, count: int) -> dict[s
         "sampler": request.sampler,
         "guidance": request.guidance,
         "batch": options.batch,
-        "real_clips": REALS,
         "device": system.device.type,
         "versions": versions(),
     }
 
 
-def training_split(model: str) -> str | None:
+def _source(options: EvaluateOptions, prompts: Sequence[str]) -> dict[str, Any]:
+    """Where the prompts are from: a file, with the hash of what was read of it, or playroom's lists."""
+    if options.prompts_file is None:
+        return {"grammar": options.grammar, "split": options.share}
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    return {"prompts_file": Path(options.prompts_file).name, "prompts_hash": f"sha256:{digest}"}
+
+
+def training_split(model: str) -> Split | None:
     """The split that a shipped model and its add-ons were trained on: the widest; None for other models.
 
     Files of other models do not state it.
@@ -164,7 +186,8 @@ def training_split(model: str) -> str | None:
     for name in (model, *registry.DEFAULT_ADD_ONS.get(model, {}).values()):
         runs = next(each for each in shipped if name in each.files).towards(name)
         splits |= {str(run.options["split"]) for run in runs.values() if "split" in run.options}
-    return max(splits, key=("train", "train-v1", "all").index)
+    widest: tuple[Split, ...] = ("train", "train-v1", "all")
+    return next(split for split in reversed(widest) if split in splits)
 
 
 def plain_name(model: str) -> str:
@@ -210,8 +233,7 @@ def text_rows(sampling: Sampling, prompts: Sequence[str], seed: int) -> list[Row
     fps = sampling.request.fps or 8.0
     rows = []
     for i, (prompt, video) in enumerate(zip(prompts, sampling.clips(prompts, seed), strict=True)):
-        *reals, control = (temporal(sampling.real(prompt, seed + i + k * _CONTROL), fps) for k in range(REALS + 1))
-        real = {name: sum(measures[name] for measures in reals) / REALS for name in control}
+        real, control = (temporal(sampling.real(prompt, seed + i + offset), fps) for offset in (0, CONTROL))
         rows.append(Row(prompt, seed + i, judge(video, prompt, fps), temporal(video, fps), real, control))
     return rows
 
@@ -226,7 +248,19 @@ def text_figures(rows: Sequence[Row], seed: int) -> TextToVideo:
         )
         for name in rows[0].made
     }
-    return TextToVideo(summarise([row.verdict for row in rows]), compared)
+    return TextToVideo(summarise([row.verdict for row in rows]), motion_counts(rows), compared)
+
+
+def motion_counts(rows: Sequence[Row]) -> dict[str, Counted]:
+    """For each kind of motion ("rolls", "spins"), how many prompts ask for it and how many clips have it."""
+    found: dict[str, Counted] = {}
+    for row in rows:
+        meaning = playroom.parse(row.prompt)
+        assert meaning is not None  # the oracle has judged it
+        kind = meaning.motion.split(" ")[0]
+        before = found.get(kind, Counted(0, 0))
+        found[kind] = Counted(before.right + row.verdict.motion_right, before.prompts + 1)
+    return {kind: found[kind] for kind in sorted(found)}
 
 
 # ----------------------------------------------------------------------------------- image to video

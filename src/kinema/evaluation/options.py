@@ -31,6 +31,12 @@ class EvaluateOptions:
         "share of playroom's prompts: evaluation, tuning, train or all; default evaluation, or tuning for the curve",
         None,
     )
+    prompts_file: str | None = _option(
+        "own prompts in playroom's grammar instead: a .txt with one a line, or a .csv, .json or .jsonl with a column "
+        "of prompts; --prompts takes the first of them",
+        None,
+        path=True,
+    )
     seed: int = _option("seed of prompts, clips and resampling; prompt i has seed + i", 0, least=0, most=2**31)
     steps: int | None = _option("sampling steps", None, least=1, most=10_000)
     sampler: str | None = _option("sampler, by name", None)
@@ -55,14 +61,21 @@ class EvaluateOptions:
             if value is not None and least is not None and not (math.isfinite(value) and least <= value <= most):
                 raise BadRequest(f"{f.name} is {plain_number(value)}; expected {number(least)} to {number(most)}")
         for name, value, known in (("grammar", self.grammar, _Grammar), ("split", self.share, _Split)):
-            if value not in get_args(known):
+            if value is not None and value not in get_args(known):
                 raise BadRequest(f"{name} is {value!r}; expected {', '.join(get_args(known))}")
         if self.report and self.curve is not None:
             raise BadRequest("report and curve cannot be combined")
+        if self.prompts_file is not None:
+            if given := [name for name in ("split", "curve") if getattr(self, name) is not None]:
+                raise BadRequest(f"{given[0]} cannot be combined with prompts_file")
+            if self.grammar != "simple":
+                raise BadRequest("grammar cannot be combined with prompts_file")
         if self.animate and (self.report or self.curve is not None):
             raise BadRequest("animate cannot be combined with report or curve")
 
     @property
-    def share(self) -> _Split:
-        """The split of the prompts. A curve serves to choose settings and checkpoints, so it has tuning prompts."""
+    def share(self) -> _Split | None:
+        """The split of the prompts, None for own ones. A curve serves to choose, so it has tuning prompts."""
+        if self.prompts_file is not None:
+            return None
         return self.split or ("evaluation" if self.curve is None else "tuning")

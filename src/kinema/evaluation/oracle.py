@@ -257,7 +257,8 @@ class Scores:
                 values = (figure.mean, figure.low, figure.high)
                 mean, low, high = (f"{100 * v:.1f} %" if share else f"{v:.4f}" for v in values)
                 within = f"{low} to {high}" if math.isfinite(figure.high) else "unknown"
-                lines.append(f"| {name.replace('_', ' ')} | {mean} | {within} | {figure.count} |")
+                clips = f"{round(figure.mean * figure.count)} of {figure.count}" if share else str(figure.count)
+                lines.append(f"| {name.replace('_', ' ')} | {mean} | {within} | {clips} |")
         return "\n".join(lines)
 
 

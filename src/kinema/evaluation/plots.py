@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.atomic import replacing
 from kinema.evaluation.oracle import Figure
+from kinema.evaluation.results import Median
 from kinema.media.colour import to_uint8
 from kinema.schema import BadRequest
 
@@ -28,7 +29,7 @@ _LABEL, _GAP = 96, 2
 
 
 def forest(
-    rows: Mapping[str, Mapping[str, Figure]],
+    rows: Mapping[str, Mapping[str, Median]],
     path: Path,
     *,
     title: str,
@@ -37,7 +38,7 @@ def forest(
 ) -> Path:
     """Plot a dot with its interval for every row and arm, on a logarithmic axis with a line at 1.
 
-    ``rows`` maps a measure to its figure by arm; ``at_most`` shades the range from 1 to that value.
+    ``rows`` maps a measure to its median by arm; ``at_most`` shades the range from 1 to that value.
     """
     arms = list(next(iter(rows.values())))
     figure, axes = _figure(7.6, 1.5 + 0.62 * len(rows))
@@ -49,12 +50,12 @@ def forest(
         axes.plot([], [], _MARKS[k], color=_COLOURS[k], markersize=5, label=arm)
         for place, by_arm in enumerate(rows.values()):
             f = by_arm[arm]
-            if not math.isfinite(f.mean) or f.mean <= 0:
+            if not math.isfinite(f.median) or f.median <= 0:
                 continue
             y = len(rows) - 1 - place + 0.16 * ((len(arms) - 1) / 2 - k)
             _dot(axes, f, y, k)
             label_position = {"xytext": (0, 5 if k == 0 else -12), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"{f.mean:.2f}", (f.mean, y), fontsize=7, **label_position)
+            axes.annotate(f"{f.median:.2f}", (f.median, y), fontsize=7, **label_position)
     axes.set_yticks(range(len(rows) - 1, -1, -1), list(rows))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(axis)
@@ -65,10 +66,10 @@ def forest(
     return _save(figure, path)
 
 
-def _dot(axes: Any, f: Figure, y: float, k: int) -> None:
-    high = f.high if math.isfinite(f.high) else f.mean
-    reach = [[max(0.0, f.mean - f.low)], [max(0.0, high - f.mean)]]
-    axes.errorbar([f.mean], [y], xerr=reach, fmt=_MARKS[k], color=_COLOURS[k], markersize=5, capsize=3)
+def _dot(axes: Any, f: Median, y: float, k: int) -> None:
+    low, high = (bound if math.isfinite(bound) else f.median for bound in (f.low, f.high))
+    reach = [[max(0.0, f.median - low)], [max(0.0, high - f.median)]]
+    axes.errorbar([f.median], [y], xerr=reach, fmt=_MARKS[k], color=_COLOURS[k], markersize=5, capsize=3)
 
 
 def curves(

@@ -20,10 +20,10 @@ from kinema.checkpoints.source import read_json
 from kinema.data import playroom
 from kinema.evaluation import measuring, pages, plots
 from kinema.evaluation.consistency import object_consistency
-from kinema.evaluation.intervals import paired_difference, paired_ratio
+from kinema.evaluation.intervals import median, paired_difference
 from kinema.evaluation.options import EvaluateOptions
 from kinema.evaluation.oracle import Figure, Verdict, judge, spread, wilson
-from kinema.evaluation.results import to_json
+from kinema.evaluation.results import Against, Median, to_json
 from kinema.evaluation.sampling import Sampling
 from kinema.evaluation.temporal import border_change, temporal
 from kinema.events import Note, OnEvent, Phase, ignore
@@ -60,8 +60,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class MeasureLine:
+    """One temporal measure: medians by arm, and paired comparisons by name."""
+
+    arms: Mapping[str, Median]
+    against: Mapping[str, Against]
+
+
+@dataclass(frozen=True)
 class Line:
-    """One measure: figures by arm, and paired comparisons by name (ratios, or differences of shares)."""
+    """One share or mean: figures by arm, and paired differences by name."""
 
     arms: Mapping[str, Figure]
     against: Mapping[str, Figure]
@@ -73,7 +81,7 @@ class Report:
 
     protocol: Mapping[str, Any]
     masked: str
-    measures: Mapping[str, Line]
+    measures: Mapping[str, MeasureLine]
     shares: Mapping[str, Line]
     partial: bool = False
     page: str = ""
@@ -104,7 +112,7 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
     video = measuring.sampling_of(system, options, on_event)
     frame_by_frame = replace(video, request=video.request.with_(extra={option: True}))
     prompts = measuring.prompts_of(options, PROMPTS)
-    measuring.note_known_prompts(system.name, options, on_event)
+    measuring.note_known_prompts(system.name, options, prompts, on_event)
     on_event(Phase("measure", f"{len(prompts)} prompts, as a video and frame by frame"))
     displayed = prompts_to_display(prompts)
 
@@ -115,7 +123,7 @@ def write(system: System, options: EvaluateOptions, on_event: OnEvent = ignore) 
     on_event(Phase("write", str(evidence / f"{NAME}.md")))
     report = Report(
         protocol={
-            **measuring.protocol(video, options, len(prompts)),
+            **measuring.protocol(video, options, prompts),
             "measured": len(rows),
             "masked by": f"{option}=True",
             "command": command(options),
@@ -218,12 +226,12 @@ def _block(system: System) -> int:
     return int(system.config.merge) if system.family.name == "zoetrope" else 1
 
 
-def measure_lines(rows: Sequence[Row], seed: int) -> dict[str, Line]:
+def measure_lines(rows: Sequence[Row], seed: int) -> dict[str, MeasureLine]:
     lines = {}
     for name in rows[0].arms[ARMS[0]].measures:
         values = {arm: [row.arms[arm].measures[name] for row in rows] for arm in ARMS}
-        ratios = {_versus(a, b): paired_ratio(values[a], values[b], seed) for a, b in _pairs()}
-        lines[name] = Line({arm: _figure(values[arm]) for arm in ARMS}, ratios)
+        against = {_versus(a, b): Against.of(values[a], values[b], seed) for a, b in _pairs()}
+        lines[name] = MeasureLine({arm: Median.of(median(values[arm], seed)) for arm in ARMS}, against)
     return lines
 
 
@@ -269,13 +277,13 @@ def _figure(values: Sequence[float]) -> Figure:
 def draw_plot(report: Report, path: Path) -> Path:
     """Plot every temporal measure as a multiple of real clips, for both sampling modes."""
     rows = {
-        pages.LABELS.get(name, name): {arm: line.against[_versus(arm, "real")] for arm in ARMS[:2]}
+        pages.LABELS.get(name, name): {arm: line.against[_versus(arm, "real")].ratio for arm in ARMS[:2]}
         for name, line in report.measures.items()
         if name in pages.FLICKER
     }
     count, model = report.protocol["measured"], report.protocol["model"]
     title = f"The same weights in two sampling modes ({model}, {count} prompts)"
-    axis = "multiple of real clips of the same prompts (log scale; 95 % paired bootstrap interval)"
+    axis = "multiple of a real clip of the same prompt (log scale; median of pairs with 95 % bootstrap interval)"
     return plots.forest(rows, path, title=title, axis=axis, at_most=1.5)
 
 
@@ -307,6 +315,8 @@ def command(options: EvaluateOptions) -> str:
         value = getattr(options, name)
         if value != getattr(default, name):
             words.append(f"--{name} {value}")
+    if options.prompts_file is not None:
+        words.append(f"--prompts-file {Path(options.prompts_file).name}")
     return " ".join(words)
 
 

@@ -8,39 +8,94 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
-from kinema.evaluation.intervals import paired_ratio
-from kinema.evaluation.oracle import Figure, Scores, spread
+from kinema.evaluation.intervals import median, paired_median_ratio, win_rate
+from kinema.evaluation.oracle import Figure, Scores
+
+STEADIER = {
+    "jerk": "lower",
+    "high_frequency_ratio": "lower",
+    "luma_second_difference": "lower",
+    "interpolation_residual": "lower",
+    "flickering": "higher",
+    "sharpness": "",
+    "motion_amount": "",
+    "dynamic_degree": "",
+}
+"""Temporal measures in the order of tables, and which side of a pair is the steadier one. Blurred and still clips are
+steady too, so sharpness and motion always follow."""
+
+
+@dataclass(frozen=True)
+class Median:
+    """A median with its 95 % interval over ``count`` clips (percentile bootstrap)."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, figure: Figure) -> Median:
+        return cls(figure.mean, figure.low, figure.high, figure.count)
+
+
+@dataclass(frozen=True)
+class Against:
+    """Clips compared with others, pair by pair: the median of the pairs' ratios, and in how many they are lower.
+
+    ``lower_share`` is the share in which they are lower, equal pairs counting half.
+    """
+
+    ratio: Median
+    lower: int
+    higher: int
+    lower_share: Figure
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float], seed: int = 0) -> Against:
+        pairs = list(zip(first, second, strict=True))
+        lower, higher = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+        return cls(Median.of(paired_median_ratio(first, second, seed)), lower, higher, win_rate(first, second))
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One measure on generated clips compared with real clips of the same prompts.
+    """One measure on generated clips compared with one real clip each, of the same prompt.
 
-    ``ratio`` is generated over real, which is the mean of several clips per prompt if their content may differ.
-    ``control`` is the same ratio for one more real clip: the value to expect without any defect.
+    ``control`` compares a second real clip of the prompt with the first: what to expect without any defect.
     """
 
-    made: Figure
-    real: Figure
-    ratio: Figure
-    control: Figure | None = None
+    made: Median
+    real: Median
+    against: Against
+    control: Against | None = None
 
     @classmethod
     def of(
         cls, generated: Sequence[float], real: Sequence[float], control: Sequence[float] | None = None, seed: int = 0
     ) -> Compared:
-        first, second = spread(generated), spread(real)
-        if first is None or second is None:
-            raise ValueError("no clips were measured")
-        control_ratio = None if control is None else paired_ratio(control, real, seed)
-        return cls(first, second, paired_ratio(generated, real, seed), control_ratio)
+        return cls(
+            Median.of(median(generated, seed)),
+            Median.of(median(real, seed)),
+            Against.of(generated, real, seed),
+            None if control is None else Against.of(control, real, seed),
+        )
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many of ``prompts`` prompts came out right."""
+
+    right: int
+    prompts: int
 
 
 @dataclass(frozen=True)
 class TextToVideo:
-    """Oracle scores, and temporal measures by name."""
+    """Oracle scores, how many prompts of each kind of motion have the right one, and temporal measures by name."""
 
     scores: Scores
+    motions: Mapping[str, Counted]
     temporal: Mapping[str, Compared]
 
 
@@ -87,6 +142,7 @@ class Evaluation:
             parts += [
                 "## Text to video",
                 self.text_to_video.scores.table(),
+                f"Motion by kind: {counted(self.text_to_video.motions)}.",
                 _temporal_table(self.text_to_video.temporal),
             ]
         if self.image_to_video:
@@ -115,9 +171,36 @@ def describe(protocol: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in flat.items())
 
 
-def number(figure: Figure) -> str:
+def number(figure: Figure | Median) -> str:
     """``0.512 (0.498 to 0.530)``, to three significant digits."""
-    return f"{_digits(figure.mean)} ({_digits(figure.low)} to {_digits(figure.high)})"
+    middle = figure.median if isinstance(figure, Median) else figure.mean
+    return f"{_digits(middle)} ({_digits(figure.low)} to {_digits(figure.high)})"
+
+
+def counted(motions: Mapping[str, Counted]) -> str:
+    """``bounces 3 of 4, spins 0 of 3``."""
+    return ", ".join(f"{name} {each.right} of {each.prompts}" for name, each in motions.items())
+
+
+def sides(against: Against) -> str:
+    """``42 / 86``: the pairs in which the first side is lower, and higher."""
+    return f"{against.lower} / {against.higher}"
+
+
+def median_of(data: Mapping[str, Any] | Median) -> Median:
+    """Read a median from its JSON, where null means infinite: below, as a lower bound."""
+    if isinstance(data, Median):
+        return data
+    low = -math.inf if data["low"] is None else float(data["low"])
+    middle, high = (math.inf if data[k] is None else float(data[k]) for k in ("median", "high"))
+    return Median(middle, low, high, int(data["count"]))
+
+
+def against_of(data: Mapping[str, Any] | Against) -> Against:
+    """Read a comparison from its JSON."""
+    if isinstance(data, Against):
+        return data
+    return Against(median_of(data["ratio"]), int(data["lower"]), int(data["higher"]), figure_of(data["lower_share"]))
 
 
 def figure_of(data: Mapping[str, Any] | Figure) -> Figure:
@@ -131,7 +214,8 @@ def figure_of(data: Mapping[str, Any] | Figure) -> Figure:
 def percent(figure: Figure | None) -> str:
     if figure is None:
         return "not applicable"
-    return f"{100 * figure.mean:.1f} % ({100 * figure.low:.1f} to {100 * figure.high:.1f}, {figure.count} clips)"
+    bounds = f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
+    return f"{100 * figure.mean:.1f} % ({bounds}; {round(figure.mean * figure.count)} of {figure.count} clips)"
 
 
 def to_json(result: Any) -> str:
@@ -140,12 +224,16 @@ def to_json(result: Any) -> str:
 
 def _temporal_table(temporal: Mapping[str, Compared]) -> str:
     controlled = any(c.control is not None for c in temporal.values())
-    heads = ["temporal measure", "generated", "real", "generated / real", *(["real / real"] if controlled else [])]
+    heads = ["temporal measure", "steadier", "generated", "real", "generated / real", "lower / higher than real"]
+    heads += ["real / real", "lower / higher"] if controlled else []
     rows = [heads, ["---"] * len(heads)]
-    for name, c in temporal.items():
-        figures = [c.made, c.real, c.ratio, *([c.control] if c.control else [])]
-        rows.append([name.replace("_", " "), *map(number, figures)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    for name in sorted(temporal, key=[*STEADIER].index):
+        c = temporal[name]
+        cells = [name.replace("_", " "), STEADIER[name], number(c.made), number(c.real)]
+        cells += [text for each in (c.against, c.control) if each for text in (number(each.ratio), sides(each))]
+        rows.append(cells)
+    note = "Medians with 95 % intervals (bootstrap): of clips, and of the pairs' ratios; clips are paired by prompt."
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", note])
 
 
 def _image_table(image: ImageToVideo) -> str:
@@ -180,5 +268,5 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

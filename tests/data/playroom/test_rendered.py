@@ -107,3 +107,17 @@ def test_a_clip_may_be_a_part_of_a_longer_scene():
         starts |= {t for t in range(16) if torch.equal(frames[:, t : t + 5], clip.video)}
     assert len(starts) > 4
     assert Rendered(20, 16, 16, 6.0, Playroom("simple", scene=7)).clip(1).video.shape[1] == 20
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Playroom(),
+        Playroom("filmed", split="train-v1"),
+        Playroom("simple", slow=4.0, without=("fades",)),
+        Playroom("scenic", camera="pans left"),
+    ],
+)
+def test_the_caption_of_a_clip_is_known_without_rendering_it(how):
+    clips = Rendered(4, 16, 16, how=how, seed=2)
+    assert [clips.caption(i) for i in range(24)] == [clips.clip(i).caption for i in range(24)]

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKGROUNDS", "CAMERAS", "COLOURS", "DIRECTIONS", "LETTERS", "MOTIONS", "RELATIONS", "RGB", "SHAPES",
     "Meaning", "NamedObject", "Playroom", "Sample", "Scene", "Track",
-    "parse", "phrase", "prompts", "sample", "vocabulary",
+    "described", "parse", "phrase", "prompts", "render_meaning", "sample", "vocabulary",
 ]  # fmt: skip
 
 _FIXED: dict[str, Sequence[str]] = {
@@ -117,9 +117,10 @@ def sample(
             f"playroom: grammar is {grammar!r} and split {split!r}; "
             f"expected one of {', '.join(get_args(Grammar))}, and one of {', '.join(get_args(Split))}"
         )
-    rng = np.random.default_rng(seed)
     caption = fixed.pop("caption", None)
-    if caption is not None:
+    if caption is None:
+        meaning, caption, rng = described(seed, grammar, split, **fixed)
+    else:
         parsed = parse(caption)
         if parsed is None or fixed:
             raise BadRequest(
@@ -127,12 +128,18 @@ def sample(
                 if parsed is None
                 else f"playroom: caption cannot be combined with {', '.join(fixed)}"
             )
-        meaning = parsed
-    else:
-        _check(fixed)
-        meaning = random_meaning(rng, grammar, split, fixed)
-        caption = phrase(meaning, rng, RARE_SYNONYM if grammar == "simple" else COMMON_SYNONYM)
+        meaning, rng = parsed, np.random.default_rng(seed)
     return render_meaning(meaning, caption, View(frames, height, width, fps), rng)
+
+
+def described(
+    seed: int | Sequence[int], grammar: Grammar = "simple", split: Split = "train", **fixed: str
+) -> tuple[Meaning, str, np.random.Generator]:
+    """The meaning and caption of ``sample(seed, ...)``, and the generator that draws the rest; renders nothing."""
+    _check(fixed)
+    rng = np.random.default_rng(seed)
+    meaning = random_meaning(rng, grammar, split, fixed)
+    return meaning, phrase(meaning, rng, RARE_SYNONYM if grammar == "simple" else COMMON_SYNONYM), rng
 
 
 def render_meaning(meaning: Meaning, caption: str, view: View, rng: np.random.Generator) -> Sample:

@@ -11,6 +11,7 @@ import torch
 
 from kinema.data import motion, playroom, styles
 from kinema.data.clip import InOrder, TrainingClip
+from kinema.data.playroom.scene import View
 from kinema.data.playroom.settings import Playroom
 
 if TYPE_CHECKING:
@@ -51,28 +52,32 @@ class Rendered(InOrder):
         cropped = frames != self.frames
         video = torch.from_numpy(sample.video_CTHW[:, part].copy() if cropped else sample.video_CTHW)
         scene = _during(sample.scene, part, self.fps) if cropped else sample.scene
-        caption = sample.caption.partition(" while the camera ")[0] if self.how.camera else sample.caption
+        caption = self._without_camera(sample.caption)
         score = float(moving.mean()) if len(moving) else 0.0
         return TrainingClip(styles.apply(self.how.style, video), caption, scene, self.fps, score)
 
+    def caption(self, index: int) -> str:
+        """The caption of ``clip(index)``, without rendering it."""
+        return self._without_camera(self._described(index)[1])
+
+    def _without_camera(self, caption: str) -> str:
+        """A camera motion that every clip has is not mentioned."""
+        return caption.partition(" while the camera ")[0] if self.how.camera else caption
+
     def _sample(self, index: int, frames: int, fps: float) -> playroom.Sample:
+        meaning, caption, rng = self._described(index)
+        return playroom.render_meaning(meaning, caption, View(frames, self.height, self.width, fps), rng)
+
+    def _described(self, index: int) -> tuple[playroom.Meaning, str, np.random.Generator]:
+        """The meaning and caption of a clip, and the generator that draws the rest of it."""
         grammar, fixed = self.how.grammar, self._fixed(index)
         if grammar in ("mixed", *_NAMED):
             grammar = "full" if grammar == "mixed" and index % 8 == 7 else "simple"
         seed: int | list[int] = self.seed * _SEED_STRIDE + index
         while True:
-            sample = playroom.sample(
-                seed,
-                frames=frames,
-                height=self.height,
-                width=self.width,
-                fps=fps,
-                grammar=cast("Grammar", grammar),
-                split=cast("Split", self.how.split),
-                **fixed,
-            )
-            if sample.scene.objects[0].motion not in self.how.without:
-                return sample
+            found = playroom.described(seed, cast("Grammar", grammar), cast("Split", self.how.split), **fixed)
+            if found[0].motion not in self.how.without:
+                return found
             seed = [seed, 1] if isinstance(seed, int) else [*seed[:-1], seed[-1] + 1]
 
     def _fixed(self, index: int) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""README and the model cards against the files of results that they name."""
