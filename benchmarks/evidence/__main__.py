@@ -18,6 +18,7 @@ from benchmarks.evidence.protocol import ARMS, MODELS
 from benchmarks.evidence.rows import stored
 from benchmarks.measuring import EVIDENCE, write
 from kinema.checkpoints.files import weight_hash
+from kinema.evaluation.results import Median
 from kinema.events import Event, TrainStep
 from kinema.system import open_system
 
@@ -121,7 +122,9 @@ def write_page(evidence: Path) -> None:
     }
     plotted = (*summary.UNSTEADY, *summary.BESIDE[:2])
     ratios = {
-        page.NAMES[name]: {ARMS[arm].title: f for arm, f in found["figure"]["measures"][name]["to real"].items()}
+        page.NAMES[name]: {
+            ARMS[arm].title: Median.of(ratio) for arm, ratio in found["figure"]["measures"][name]["to real"].items()
+        }
         for name in plotted
     }
     pictures.plot(ratios, folder / "measures.png")

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.evidence import protocol
 from kinema.atomic import replacing
 from kinema.data import playroom
-from kinema.evaluation.oracle import Figure
 from kinema.evaluation.plots import forest
+from kinema.evaluation.results import Median
 from kinema.media.colour import to_uint8
 
 SHOWN, EVERY = 4, 3
@@ -77,7 +77,7 @@ def slice_over_time(clip_THWC: _Frames, *, across: bool) -> _Frames:
     return np.ascontiguousarray(lines[:, int(change_L.argmax())])
 
 
-def plot(ratios: Mapping[str, Mapping[str, Figure]], path: Path) -> None:
+def plot(ratios: Mapping[str, Mapping[str, Median]], path: Path) -> None:
     """Every measure as a multiple of real clips: medians of paired ratios. A still clip has no place on its axis."""
     count = next(iter(next(iter(ratios.values())).values())).count
     forest(

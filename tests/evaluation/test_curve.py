@@ -126,6 +126,6 @@ def test_the_table_has_clips_seen_and_the_forecast() -> None:
     figures = [Figure(x, x - 0.1, x + 0.1, 64) for x in (0.4, 0.6, 0.75)]
     points = [Point(f"h{i}", "f", 100 * 2**i, 60.0 * 2**i, 64, {"colour": f}) for i, f in enumerate(figures)]
     table = Curve("run", 16, [], points).table()
-    assert "| 100 | 1,600 | 1.0 | 40.0 % (30.0 to 50.0, 64 clips) |" in table
+    assert "| 100 | 1,600 | 1.0 | 40.0 % (30.0 to 50.0; 26 of 64 clips) |" in table
     assert "If the trend continues" in table
     assert "colour 8" in table
