@@ -116,10 +116,11 @@ def test_every_kernel_of_a_product_computes_it(vs, dtype):
     recorded, attainable = vs
     padded, none = ((1, 1), (1, 1), (1, 1), 1), ((1, 1), (0, 0), (1, 1), 1)
     in_time = ((1, 1, 1), (1, 0, 0), (1, 1, 1), 1)
+    products = 3 if dtype == "float32" or linear.native(torch.bfloat16) else 2  # oneDNN's only where it has the type
     shapes = {
-        ("linear", (10, 24, 40)): (400, 3),
+        ("linear", (10, 24, 40)): (400, products),
         ("convolution", ((2, 8, 6, 6), (16, 8, 3, 3)), padded): (2 * 16 * 36, 2),
-        ("convolution", ((2, 8, 6, 6), (16, 8, 1, 1)), none): (2 * 16 * 36, 5),
+        ("convolution", ((2, 8, 6, 6), (16, 8, 1, 1)), none): (2 * 16 * 36, 2 + products),
         ("convolution", ((1, 8, 4, 6, 6), (16, 8, 3, 1, 1)), in_time): (16 * 4 * 36, 2),
         ("attention", ((2, 3, 20, 8), (2, 3, 70, 8)), ("fused",)): (2 * 3 * 20 * 8, 2),
         ("attention", (6, 20, 8, 70)): (6 * 20 * 70, 2),

@@ -174,7 +174,8 @@ def test_the_same_command_resumes_where_it_was_stopped(bench, monkeypatch):
     assert other == 0
     code, result, _ = run(*words)
     assert code == 0
-    rows = {row["what"]: row for row in result["rows"]}
+    # A CPU without native bfloat16 has a further row, in bfloat16 arithmetic.
+    rows = {row["what"]: row for row in result["rows"] if "arithmetic" not in row["what"]}
     assert {what: len(row["ours"]) for what, row in rows.items()} == {
         "decode, bf16": 1,
         "step, fp32": 3,

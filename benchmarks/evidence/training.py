@@ -93,8 +93,8 @@ def config(model: Model) -> Config:
         per_frame=model.per_frame,
     )
     side, attention = protocol.SIDE, protocol.WIDTHS
-    own = {"side": side, "frames": protocol.FRAMES, "attention_sides": attention, "target": protocol.TARGET}
-    return replace(pocket, **own, training=training)
+    own = {"side": side, "frames": protocol.FRAMES, "attention_sides": attention}
+    return replace(pocket, **own, target=protocol.TARGET, shift=protocol.SHIFT, training=training)
 
 
 def steps(model: Model) -> int:

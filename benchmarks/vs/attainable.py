@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.vs.recorded import PRODUCTS, Product, Recording, prod
 from kinema.nn import costs
+from kinema.nn.linear import native
 
 TIMED, SLOWER, BRIEF = 2, 1.25, 0.02
 """Further calls of each kernel whose first took at most SLOWER times the fastest's; four times as many of calls under
@@ -104,7 +105,7 @@ def linear(sizes: tuple[int, ...], dtype: torch.dtype, cold: bool) -> list[Call]
     x, bias = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, dtype=dtype)
     weights = copies(lambda: torch.randn(columns, inner, dtype=dtype), cold)
     calls = [over(weights, lambda w: F.linear(x, w, bias)), over(weights, lambda w: torch.mm(x, w.T))]
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available() and (dtype == torch.float32 or native(dtype)):
         calls.append(over(weights, lambda w: torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")))
     return calls
 

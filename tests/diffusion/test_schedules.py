@@ -29,6 +29,7 @@ from kinema.schema import BadRequest
 
 SCHEDULES = [
     CosineLogSNR(),
+    CosineLogSNR(shift=1.5),
     DiscreteBetas("linear", 0.00085, 0.012),
     DiscreteBetas("scaled_linear", 0.00085, 0.02),
     EDMSigmas(),
@@ -47,6 +48,12 @@ def f64(*values: float) -> torch.Tensor:
 def test_cosine_log_snr_is_20_then_0_then_minus_20():
     log_snr = CosineLogSNR().level(f64(0, 0.5, 1)).log_snr
     torch.testing.assert_close(log_snr, f64(20, 0, -20), atol=1e-9, rtol=0)
+
+
+def test_a_shift_multiplies_noise_over_signal_at_every_time():
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    plain, shifted = CosineLogSNR().level(t), CosineLogSNR(shift=3.0).level(t)
+    torch.testing.assert_close(shifted.sigma / shifted.alpha, 3 * plain.sigma / plain.alpha)
 
 
 @given(s=unit, gap=st.floats(1e-3, 1))

@@ -249,7 +249,10 @@ def test_the_document_survives_a_reload_and_is_shown_as_text(timeline):
     page.get_by_role("button", name="Add a prompt at this frame").click()
     option(page, "window", 8)
     page.locator(".detail textarea").fill(HOSTILE)
-    kept = "async () => Object.values((await (await import('/studio/idb.js')).kept('document')).request.prompt_spans)"
+    kept = """async () => {
+        const { kept } = await import('/studio/idb.js');
+        return Object.values((await kept('document'))?.request.prompt_spans ?? {});
+    }"""
     while HOSTILE not in page.evaluate(kept):
         page.wait_for_timeout(50)
     page.reload()

@@ -143,11 +143,14 @@ class Schedule(Protocol):
 class CosineLogSNR:
     """Continuous cosine schedule with bounded log-SNR (VDM, section 2; Kingma et al. 2021).
 
-    ``log_snr(t) = -2 log tan(a t + b)``, with a and b such that t = 0 and t = 1 give the two bounds.
+    ``log_snr(t) = -2 log tan(a t + b) - 2 log(shift)``, with a and b such that t = 0 and t = 1 give the two bounds
+    without shift. A shift above 1 spends more of the time on strong noise (Hoogeboom et al. 2023, arXiv 2301.11093,
+    eq. 6, where it is the side of the frame over 64).
     """
 
     log_snr_min: float = -20.0
     log_snr_max: float = 20.0
+    shift: float = 1.0
 
     @property
     def prior_std(self) -> float:
@@ -160,11 +163,11 @@ class CosineLogSNR:
 
     def level(self, t: Tensor) -> NoiseLevel:
         a, b = self._line
-        return self.at(-2 * torch.tan(a * t + b).log())
+        return self.at(-2 * (self.shift * torch.tan(a * t + b)).log())
 
     def time(self, log_snr: Tensor) -> Tensor:
         a, b = self._line
-        return ((torch.atan(torch.exp(-log_snr / 2)) - b) / a).clamp(0, 1)
+        return ((torch.atan(torch.exp(-log_snr / 2) / self.shift) - b) / a).clamp(0, 1)
 
     def at(self, log_snr: Tensor) -> NoiseLevel:
         return variance_preserving(log_snr)

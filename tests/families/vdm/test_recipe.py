@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from kinema.diffusion.schedules import CosineLogSNR
 from kinema.families.vdm import recipe
 from kinema.families.vdm.config import Config, presets
+from kinema.families.vdm.family import FAMILY
 from kinema.families.vdm.model import VideoUNet
+from kinema.schema import Request
 from kinema.system import Batch
 
 Lively = Callable[..., VideoUNet]
@@ -70,7 +74,7 @@ def test_losses_of_a_perfect_network_are_zero(tiny: Config) -> None:
             assert cond is None
             assert independent == 2
             x0 = torch.cat([data.video, data.images.transpose(1, 2)], dim=2)
-            level = recipe.SCHEDULE.at(log_snr.flatten())
+            level = recipe.schedule(self.config).at(log_snr.flatten())
             alpha, sigma = (part.reshape(2, 1, -1, 1, 1) for part in (level.alpha, level.sigma))
             eps = (z - alpha * x0) / sigma
             return {"eps": eps, "v": alpha * eps - sigma * x0, "x0": x0}[self.config.target]
@@ -128,7 +132,7 @@ def test_the_loss_of_x0_is_that_of_v_bounded_at_low_noise(tiny: Config) -> None:
             self.target = target
 
         def forward(self, z: torch.Tensor, log_snr: torch.Tensor, cond: None, *, independent: int) -> torch.Tensor:
-            level = recipe.SCHEDULE.at(log_snr[:, 0])
+            level = recipe.schedule(tiny).at(log_snr[:, 0])
             seen["sigma"] = level.sigma
             alpha, sigma = (part.reshape(2, 1, 1, 1, 1) for part in (level.alpha, level.sigma))
             return z * 0 if self.target == "x0" else alpha / sigma * z
@@ -144,6 +148,21 @@ def test_the_loss_of_x0_is_that_of_v_bounded_at_low_noise(tiny: Config) -> None:
     assert 0 < low.sum() < len(low)
     torch.testing.assert_close(x0[~low], v[~low])
     torch.testing.assert_close(x0[low], (v * sigma.square() / recipe.LEAST_SIGMA**2)[low])
+
+
+def test_training_and_sampling_share_the_shifted_noise_levels(tiny: Config) -> None:
+    seen = {}
+
+    class Recorder(torch.nn.Module):
+        def forward(self, z: torch.Tensor, log_snr: torch.Tensor, cond: None, *, independent: int) -> torch.Tensor:
+            seen[config.shift] = log_snr
+            return z * 0
+
+    for shift in (1.0, 4.0):
+        config = replace(tiny, shift=shift, text="none", words=())
+        recipe.loss(Recorder(), config, batch(), seeded())
+        assert FAMILY.sampling.process(config, Request()).schedule == CosineLogSNR(shift=shift)
+    torch.testing.assert_close(seen[4.0], seen[1.0] - 2 * math.log(4))
 
 
 # ---------------------------------------------------------------------------------- image models

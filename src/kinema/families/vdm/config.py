@@ -62,6 +62,8 @@ class Config:
 
     target: Literal["eps", "v", "x0"] = "eps"
     """What the network predicts: the paper's eps or v, or the clean clip, for a network narrower than its patches."""
+    shift: float = 1.0
+    """Ratio of noise to signal over that of the paper's schedule, at every time (`CosineLogSNR.shift`)."""
     gamma: float = 0.3
     """Interpolation of the ancestral sampler's variance between its lower (0) and upper (1) bound."""
     delta: float = 0.0

@@ -53,7 +53,7 @@ class VDMSampling(Sampling):
         )
 
     def process(self, config: Config, request: Request) -> Process:  # noqa: ARG002
-        return Process(recipe.SCHEDULE, recipe.parameterisation(config))
+        return Process(recipe.schedule(config), recipe.parameterisation(config))
 
     def codec(self, config: Config, model: nn.Module) -> PixelCodec:  # noqa: ARG002
         return PixelCodec()

@@ -18,9 +18,12 @@ from kinema.families.vdm.condition import encode
 from kinema.families.vdm.config import Config
 from kinema.system import Batch, TrainingSettings
 
-SCHEDULE = CosineLogSNR()
 LEAST_SIGMA = 0.2
 """Bounds the weight of a network that predicts x0 at low noise, where little is left to learn."""
+
+
+def schedule(config: Config) -> CosineLogSNR:
+    return CosineLogSNR(shift=config.shift)
 
 
 def parameterisation(config: Config) -> Parameterisation:
@@ -57,7 +60,8 @@ def loss(model: nn.Module, config: Config, batch: Batch, generator: torch.Genera
     parts = [] if frames == 0 else [_Part(video, frames, batch.count)]
     if images is not None:
         parts.append(_Part(rearrange(images, "b k c h w -> (b k) c 1 h w"), count, batch.count * count))
-    levels = [batch.own(losses.uniform_levels(SCHEDULE, part.draws, generator, stratified=True)) for part in parts]
+    times = schedule(config)
+    levels = [batch.own(losses.uniform_levels(times, part.draws, generator, stratified=True)) for part in parts]
     noises = [
         batch.own(torch.randn(part.draws, *part.clean.shape[1:], generator=generator)).to(video) for part in parts
     ]
