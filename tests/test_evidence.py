@@ -14,11 +14,15 @@ import torch
 
 from kinema.data import playroom
 from kinema.data.playroom import grammar
+from kinema.diffusion.noise import Noise
 from kinema.evaluation import metrics
+from kinema.evaluation.intervals import win_rate
 from kinema.families.vdm.config import presets
 from kinema.system import open_system
 
 ROOT = Path(__file__).parents[1]
+HASH = ""
+"""What is stated of the weights of the tests' extractor."""
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def evidence(monkeypatch):
     protocol, parts = module("protocol"), module("parts")
     few = [p for p in protocol.prompts() if playroom.parse(p).direction][:3] + parts.lasting()[:1]
     monkeypatch.setattr(protocol, "prompts", lambda: few)
-    for name, value in (("BATCH", 2), ("STEPS", 2), ("SAMPLING_STEPS", 2)):
+    for name, value in (("BATCH", 2), ("STEPS", 2), ("SAMPLING_STEPS", 2), ("STRENGTH", 0.5)):
         monkeypatch.setattr(protocol, name, value)
     short = {"LANGEVIN": 2, "ANCESTRAL": 4, "LOSSES": 4, "EXTENSION_STEPS": 2, "TOTAL": 24, "EXTENDED": 4}
     for name, value in short.items():
@@ -66,7 +70,7 @@ def test_the_prompts_are_64_texts_that_no_training_or_tuning_clip_has(monkeypatc
     protocol = importlib.import_module("benchmarks.evidence.protocol")
     prompts = protocol.prompts()
     assert len(set(prompts)) == len(prompts) == 64
-    assert list(prompts) == playroom.prompts(64, 28, "simple", "evaluation")
+    assert list(prompts) == playroom.prompts(64, 30, "simple", "evaluation")
     rng = np.random.default_rng(0)
     meanings = [
         grammar.random_meaning(rng, "simple", split, {}) for split in ("train", "tuning") for _ in range(10_000)
@@ -110,22 +114,25 @@ def test_the_arms_do_what_their_names_say(untrained, evidence):
     assert 0 < change["sdedit"] < change["fresh"]
 
 
-def test_frames_of_fresh_noise_do_not_depend_on_each_other(untrained, evidence):
-    sampling = evidence("sampling")
+def test_frames_of_fresh_noise_do_not_depend_on_each_other(untrained, evidence, monkeypatch):
+    """Other noise in frame 3 changes frame 3 alone, although attention over time has weights that would mix frames."""
     system = untrained["image"]
-    chosen = sampling.settings(system, extra={"per_frame": True})
     with torch.no_grad():
         for name, p in system.model.named_parameters():
-            if "time.out" in name:  # a frame that attended to others would change with them
+            if "time.out" in name:
                 p.normal_(std=0.1)
-    seen = []
+    normal, prompts = Noise.normal, evidence("protocol").prompts()[:1]
+    before = evidence("sampling").clips("fresh", untrained, prompts, 3)
 
-    def hear(_, args, kwargs):
-        seen.append(kwargs["independent"])
+    def other(noise, shape):
+        drawn = normal(noise, shape).clone()
+        drawn[:, :, 3] *= -1
+        return drawn
 
-    system.model.register_forward_pre_hook(hear, with_kwargs=True)
-    clip = chosen.clips(evidence("protocol").prompts()[:1], 3)
-    assert set(seen) == {clip.shape[2]}
+    monkeypatch.setattr(Noise, "normal", other)
+    change_T = (evidence("sampling").clips("fresh", untrained, prompts, 3) - before).abs().amax((0, 1, 3, 4))
+    assert change_T[3] > 0.005
+    assert change_T[torch.arange(len(change_T)) != 3].max() < 1e-5
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -164,6 +171,13 @@ def test_shares_count_only_clips_whose_prompt_asks(evidence):
     assert (found["right"], found["asked"], found["share"].mean, found["share"].count) == (2, 3, 0.75, 2)
 
 
+def test_counts_of_pairs_survive_the_rounding_of_json(evidence):
+    page, summary = evidence("page"), evidence("summary")
+    for half in range(129):
+        first = [0.0] * (half // 2) + [1.0] * (half % 2) + [2.0] * (64 - half // 2 - half % 2)
+        assert page._of(summary.plain(win_rate(first, [1.0] * 64))) == f"{half / 2:g} of 64"
+
+
 def test_a_slice_over_time_is_the_line_that_changes_most(evidence):
     pictures = evidence("pictures")
     clip = torch.zeros(3, 8, 8, 3, dtype=torch.uint8).numpy()
@@ -181,14 +195,21 @@ def run(evidence, monkeypatch, tmp_path):
     main = evidence("__main__")
 
     def run(*words):
-        places = ("--out", str(tmp_path / "runs"), "--evidence", str(tmp_path), "--extractor", f"{__name__}:colours")
+        places = (
+            "--out",
+            str(tmp_path / "runs"),
+            "--evidence",
+            str(tmp_path),
+            "--extractor",
+            f"{__name__}:colours{HASH}",
+        )
         monkeypatch.setattr(sys, "argv", ["benchmarks.evidence", *words, *places])
         return main.main()
 
     return run
 
 
-def test_one_command_trains_samples_measures_and_writes_the_page(run, tmp_path, evidence):
+def test_one_command_trains_samples_measures_and_writes_the_page(run, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     with pytest.raises(SystemExit, match="run `make evidence`"):
         run("page")
@@ -206,7 +227,17 @@ def test_one_command_trains_samples_measures_and_writes_the_page(run, tmp_path, 
     # again: nothing is trained or sampled, and the page is the same
     (tmp_path / "runs").rename(tmp_path / "gone")
     assert run() == 0
+    assert not (tmp_path / "runs").exists()
     assert (tmp_path / "video-diffusion.md").read_text() == text
+    # rows of other weights or of another extractor are not mixed
+    models = tmp_path / "video-diffusion" / "models.json"
+    known = json.loads(models.read_text())
+    models.write_text(json.dumps(known | {"video": known["video"] | {"weights": "sha256:0"}}))
+    with pytest.raises(SystemExit, match="figure was measured with other weights"):
+        run("page")
+    monkeypatch.setattr(sys.modules[__name__], "HASH", "#other")
+    with pytest.raises(SystemExit, match="figure was measured with extractor not stated, not other"):
+        run()
 
 
 def test_an_unknown_part_is_refused(run, capsys):

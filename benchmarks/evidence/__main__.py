@@ -19,6 +19,7 @@ from benchmarks.evidence.rows import stored
 from benchmarks.measuring import EVIDENCE, write
 from kinema.checkpoints.files import weight_hash
 from kinema.evaluation.results import Median
+from kinema.evaluation.temporal import has_flow
 from kinema.events import Event, TrainStep
 from kinema.system import open_system
 
@@ -58,8 +59,14 @@ def main() -> int:
         return 0
     if options.part != "page":
         for part in options.names or PARTS:
-            if len(stored(rows / f"{part}.jsonl")[1]) < expected(part):
+            head, found = stored(rows / f"{part}.jsonl")
+            if len(found) < expected(part):
                 measure(options, rows, part)
+            elif head["extractor"] != (wanted := extractor.named_extractor(options.extractor).weights):
+                raise SystemExit(
+                    f"{part} was measured with extractor {head['extractor']}, not {wanted}: name another "
+                    "folder as --evidence"
+                )
     if options.part != "measure":
         write_page(options.evidence)
     return 0
@@ -86,16 +93,20 @@ def read_options() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path, part: str) -> None:
     """Measure a part, after training those of its models that are missing."""
+    if not has_flow():
+        raise SystemExit("the measures of motion require OpenCV; install it with: pip install 'kinema[eval]'")
     work, names = PARTS[part]
     files = {name: training.weights(options.out, MODELS[name], Shown(MODELS[name].title)) for name in names}
     features = extractor.named_extractor(options.extractor)
     folder.mkdir(parents=True, exist_ok=True)
+    head = {name: weight_hash(file) for name, file in files.items()} | {"extractor": features.weights}
+    systems = {name: open_system(file) for name, file in files.items()}
+    bench = parts.Bench(systems, features.extract, folder, head)
+    bench.rows(part)  # refuses rows of other weights or settings before anything is written
     known = described(folder) | {"extractor": {"name": features.name, "weights": features.weights}}
     known |= {name: training.described(options.out, MODELS[name], file) for name, file in files.items()}
     write(folder / "models.json", known)
-    head = {name: weight_hash(file) for name, file in files.items()} | {"extractor": features.weights}
-    systems = {name: open_system(file) for name, file in files.items()}
-    work(parts.Bench(systems, features.extract, folder, head))
+    work(bench)
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -110,13 +121,19 @@ def write_page(evidence: Path) -> None:
     Claims whose parts are not measured are named on the page as such. Exits if the figure itself is not.
     """
     folder = evidence / NAME
-    rows = {part: stored(folder / f"{part}.jsonl")[1] for part in PARTS}
-    rows = {part: found for part, found in rows.items() if len(found) >= expected(part)}
+    models, rows = described(folder), {}
+    for part, (_, names) in PARTS.items():
+        head, found = stored(folder / f"{part}.jsonl")
+        if len(found) < expected(part):
+            continue
+        if any(head[name] != models[name]["weights"] for name in (*names, "extractor")):
+            raise SystemExit(f"{part} was measured with other weights than models.json states: measure it again")
+        rows[part] = found
     if "figure" not in rows:
         raise SystemExit(f"{folder}/figure.jsonl is missing or incomplete: run `make evidence`")
     found = {
         "command": "python -m benchmarks.evidence",
-        "models": described(folder),
+        "models": models,
         "figure": summary.figure(rows["figure"]),
         "claims": summary.claims(rows),
     }

@@ -93,16 +93,16 @@ def cell(figure: Figure) -> str:
 
 
 def jackknife(statistic: Callable[[Tensor, Tensor], float], first: Tensor, second: Tensor) -> Figure:
-    """A statistic of two independent samples of clips with its 95 % interval; ``count`` is the first's N.
+    """A statistic of two samples of clips with its 95 % interval; ``count`` is the first's N.
 
-    The variance is the sum of both samples' jackknife variances (Arvesen 1969), each over up to `GROUPS` groups.
+    Up to `GROUPS` groups are left out of both samples at once (Arvesen 1969): clips i, i + G, … of either. So the
+    samples may share prompts, in the same order.
     """
     if min(len(first), len(second)) < 4:
         raise BadRequest(f"there are {len(first)} and {len(second)} clips; expected at least 4 of each")
-    value = statistic(first, second)
-    variance = _variance([statistic(part, second) for part in _left_out(first)])
-    variance += _variance([statistic(first, part) for part in _left_out(second)])
-    half = _STUDENT * math.sqrt(variance)
+    value, groups = statistic(first, second), min(GROUPS, len(first), len(second))
+    left_out = zip(_left_out(first, groups), _left_out(second, groups), strict=True)
+    half = _STUDENT * math.sqrt(_variance([statistic(a, b) for a, b in left_out]))
     return Figure(value, value - half, value + half, len(first))
 
 
@@ -112,7 +112,6 @@ def _variance(values: list[float]) -> float:
     return (groups - 1) / groups * sum((value - middle) ** 2 for value in values)
 
 
-def _left_out(sample: Tensor) -> Iterator[Tensor]:
-    groups = min(GROUPS, len(sample))
+def _left_out(sample: Tensor, groups: int) -> Iterator[Tensor]:
     index = torch.arange(len(sample)) % groups
     return (sample[index != group] for group in range(groups))

@@ -71,7 +71,7 @@ def page(data: Mapping[str, Any]) -> str:
         "![frames of two more prompts](video-diffusion/frames-2.png)",
         "## VDM's own claims",
         "Every row compares two arms on the same prompts and seeds. The ratio is the median of first / second; "
-        '"lower" is the share of prompts in which the first arm has the lower value. Intervals are over prompts '
+        '"lower" counts the prompts in which the first arm has the lower value. Intervals are over prompts '
         "(distances: over clips), and cover one training of each model.",
         *(_claim(name, data) for name in CLAIMS),
         "## Protocol",
@@ -81,24 +81,20 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def finding(found: Mapping[str, Any]) -> str:
-    """The first paragraph: how much steadier, and at what sharpness and motion."""
+    """The first paragraph: the main figures, without a verdict."""
 
     def against(arm: str, name: str) -> str:
         ratio, lower = (found["measures"][name][kind][arm] for kind in ("to the video model", "video model lower"))
-        return f"{number(ratio)}, steadier in {_of(lower)} prompts"
+        return f"{NAMES[name]} {number(ratio)}, the video model steadier in {_of(lower)} prompts"
 
-    fresh, sdedit = (
-        "; ".join(f"{NAMES[name]} {against(arm, name)}" for name in UNSTEADY[:2]) for arm in ("fresh", "sdedit")
-    )
-    motion = found["measures"]["motion_amount"]["to real"]["video"]
-    sharp = found["measures"]["sharpness"]["to real"]["video"]
+    fresh, sdedit = ("; ".join(f"{against(arm, name)}" for name in UNSTEADY[:2]) for arm in ("fresh", "sdedit"))
+    motion, sharp = (found["measures"][name]["to real"]["video"] for name in ("motion_amount", "sharpness"))
     return (
-        f"An image model and a video model of one architecture, trained on the same clips with equal operations. Frame "
-        f"by frame with fresh noise the image model changes its subject in every frame: in multiples of the video "
-        f"model, {fresh}. SDEdit from the frame before ties the frames together, and drifts: {sdedit}. The same noise "
-        f"in every frame gives a still image. The video model's own clips have {number(motion)} times the motion and "
-        f"{number(sharp)} times the sharpness of real clips of the same prompts (medians of paired ratios, 95 % "
-        "intervals)."
+        "An image model and a video model of one architecture, trained on clips in one order with equal operations. "
+        f"Unsteadiness of the image model's clips in multiples of the video model's (medians of paired ratios, 95 % "
+        f"intervals): frame by frame with fresh noise, {fresh}; by SDEdit from the frame before, {sdedit}. With the "
+        f"same noise in every frame its clips are still. The video model's clips have {number(motion)} times the motion "
+        f"and {number(sharp)} times the sharpness of real clips of the same prompts."
     )
 
 
@@ -154,7 +150,7 @@ def _claim(name: str, data: Mapping[str, Any]) -> str:
         for key, m in found["measures"].items()
     ]
     rows += [
-        [f"{key} right", _share(s["first"]), _share(s["second"]), f"difference {percent(s['difference'])}", ""]
+        [f"{key} right", _share(s["first"]), _share(s["second"]), f"difference {points(s['difference'])}", ""]
         for key, s in found["shares"].items()
     ]
     rows += [
@@ -174,7 +170,7 @@ def _compared(data: Mapping[str, Any]) -> str:
     image, video = data["models"]["image"], data["models"]["video"]
     return (
         f"Both are `vdm/pocket` at {protocol.SIDE}×{protocol.SIDE} with {protocol.FRAMES} frames "
-        f"({video['parameters']:,} parameters), trained from the same initial weights on the same clips. The image "
+        f"({video['parameters']:,} parameters), trained from the same initial weights on clips in one order. The image "
         f"model saw each frame as an independent image with its own noise level ({image['steps']:,} steps of "
         f"{image['operations'] / 1e9:.1f} GFLOP), the video model saw clips ({video['steps']:,} steps of "
         f"{video['operations'] / 1e9:.1f} GFLOP). {len(protocol.prompts())} prompts that neither was trained or tuned "
@@ -186,13 +182,14 @@ def _compared(data: Mapping[str, Any]) -> str:
 def _protocol(data: Mapping[str, Any]) -> str:
     trained = [
         f"- {entry['title']}: {entry['steps']:,} steps of {protocol.BATCH} clips, {entry['minutes']:.0f} minutes on "
-        f"one thread of a shared machine; weights `{entry['weights']}`. `python -m benchmarks.evidence train {name}`"
+        f"{entry['threads']} threads of a shared machine; weights `{entry['weights']}`. "
+        f"`python -m benchmarks.evidence train {name}`"
         for name, entry in data["models"].items()
         if "steps" in entry
     ]
     return "\n".join([
-        "Fixed before the first clip was sampled: docs/decisions/0023-evidence.md. Prompts: "
-        "benchmarks/evidence/prompts.txt. Nothing was chosen on them. Measurements of every clip: "
+        "docs/decisions/0023-evidence.md says what was fixed before anything was measured, and what pilots changed. "
+        "Prompts: benchmarks/evidence/prompts.txt; nothing was chosen on them. Measurements of every clip: "
         "docs/evidence/video-diffusion/*.jsonl; all figures: docs/evidence/video-diffusion.json; this page: "
         "`make evidence`, which trains, samples and measures only what is missing. To repeat everything from scratch: "
         "`python -m benchmarks.evidence --evidence FOLDER` with an empty folder.",
@@ -216,9 +213,9 @@ def number(figure: Sequence[float | None]) -> str:
     return f"{plain(value)} ({plain(low)} to {plain(high)})"
 
 
-def percent(figure: Sequence[float | None]) -> str:
+def points(figure: Sequence[float | None]) -> str:
     value, low, high, _ = (None if x is None else 100 * x for x in figure)
-    return f"{value:+.0f} % ({low:+.0f} to {high:+.0f})"
+    return f"{value:+.0f} points ({low:+.0f} to {high:+.0f})"
 
 
 def plain(value: float | None) -> str:
@@ -226,7 +223,8 @@ def plain(value: float | None) -> str:
 
 
 def _of(figure: Sequence[Any]) -> str:
-    return f"{figure[0] * figure[3]:g} of {figure[3]}"
+    """A share of pairs as a count, in which a tie is half a pair; JSON has the share with five digits."""
+    return f"{round(2 * figure[0] * figure[3]) / 2:g} of {figure[3]}"
 
 
 def _share(entry: Mapping[str, Any]) -> str:

@@ -47,7 +47,14 @@ class Bench:
     head: Mapping[str, Any]
 
     def rows(self, part: str) -> Rows:
-        return Rows(self.folder / f"{part}.jsonl", {"part": part, **self.head})
+        own = {
+            "extension": [TOTAL, GIVEN, EXTENSION_STEPS, EXTENDED],
+            "langevin": [LANGEVIN, ANCESTRAL, GAMMA],
+            "guidance": [OFF, HIGH],
+            "losses": [LOSSES, LOSS_SEED, BATCH],
+        }
+        settings = protocol.fingerprint() | ({"own": own[part]} if part in own else {})
+        return Rows(self.folder / f"{part}.jsonl", {"part": part, **self.head, "settings": settings})
 
 
 def figure(bench: Bench) -> None:

@@ -1,11 +1,13 @@
-"""What was fixed before the first clip was sampled (docs/decisions/0023-evidence.md)."""
+"""What was fixed before anything generated was measured (docs/decisions/0023-evidence.md)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 SIDE, FRAMES, FPS = 32, 16, 8.0
 GRAMMAR = "simple"
@@ -19,8 +21,9 @@ WIDTHS = (4, 8)
 SAMPLER, SAMPLING_STEPS, GUIDANCE = "ddim", 32, 2.0
 PER_PROMPT = 2
 """Clips of each prompt and arm, from different seeds."""
-STRENGTH = 0.5
-"""Of SDEdit from the frame before: the share of the sampling steps that it runs."""
+STRENGTH = 5 / 32
+"""Of SDEdit from the frame before: the share of the sampling steps that it runs, from the level at which noise and
+signal are equal."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,13 @@ def prompts() -> Sequence[str]:
 def seed_of(index: int, repetition: int) -> int:
     """Seed of the clip of prompt ``index``, for every arm and for the real clip."""
     return 100_000 * (repetition + 1) + index
+
+
+def fingerprint() -> dict[str, Any]:
+    """The settings and the prompts that measurements depend on; they cannot be mixed with those of others."""
+    text = "\n".join(prompts())
+    return {
+        "size": [FRAMES, SIDE, SIDE, FPS],
+        "sampling": [SAMPLER, SAMPLING_STEPS, GUIDANCE, STRENGTH, PER_PROMPT],
+        "prompts": hashlib.sha256(text.encode()).hexdigest(),
+    }

@@ -13,7 +13,7 @@ from benchmarks.evidence import distances, protocol
 from benchmarks.evidence.parts import HIGH, OFF, OTHER
 from benchmarks.evidence.rows import ORACLE, Row
 from kinema.evaluation.intervals import median, paired_difference, paired_median_ratio, win_rate
-from kinema.evaluation.oracle import Figure
+from kinema.evaluation.oracle import Figure, share_interval
 
 UNSTEADY = ("interpolation_residual", "luma_second_difference", "high_frequency_ratio", "jerk")
 """Measures of unsteadiness, lower is steadier; a blurred or still clip scores well on them."""
@@ -121,13 +121,13 @@ def by_prompt(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def share(rows: Sequence[Row], name: str) -> dict[str, Any]:
-    """How many of the clips whose prompt asks for it the oracle finds right; the interval is over prompts."""
+    """How many of the clips whose prompt asks for it are right, with Wilson's interval for as many prompts."""
     asked = [row for row in rows if row[name] is not None]
     prompts = by_prompt(asked, name)
     return {
         "right": sum(row[name] for row in asked),
         "asked": len(asked),
-        "share": paired_difference(prompts, [0.0] * len(prompts)),
+        "share": share_interval(math.fsum(prompts) / len(prompts), len(prompts)),
     }
 
 

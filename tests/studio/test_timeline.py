@@ -253,7 +253,9 @@ def test_the_document_survives_a_reload_and_is_shown_as_text(timeline):
         const { kept } = await import('/studio/idb.js');
         return Object.values((await kept('document'))?.request.prompt_spans ?? {});
     }"""
-    while HOSTILE not in page.evaluate(kept):
+    for _ in range(400):
+        if HOSTILE in page.evaluate(kept):
+            break
         page.wait_for_timeout(50)
     page.reload()
     page.wait_for_selector(".marker.key canvas")

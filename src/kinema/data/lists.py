@@ -42,7 +42,7 @@ class UnusableCaptions(BadRequest):
 
 def rows(path: Path) -> Iterator[Row]:
     """The rows of a list. Raises UnusableCaptions if it is not text, BadRequest if it is damaged or too large."""
-    read = {".jsonl": _jsonl, ".csv": _csv, ".json": _json}[path.suffix]
+    read = {".jsonl": _jsonl, ".csv": _csv, ".json": _json}[path.suffix.lower()]
     return read(path, text(path))
 
 

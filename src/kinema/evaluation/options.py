@@ -32,7 +32,7 @@ class EvaluateOptions:
         None,
     )
     prompts_file: str | None = _option(
-        "own prompts in playroom's grammar instead: a .txt with one a line, or a .csv, .json or .jsonl with a column "
+        "your own prompts in playroom's grammar: a .txt with one a line, or a .csv, .json or .jsonl with a column "
         "of prompts; --prompts takes the first of them",
         None,
         path=True,

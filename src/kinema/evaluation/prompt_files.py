@@ -1,4 +1,4 @@
-"""Files of own prompts for an evaluation, which the oracle can judge: sentences of playroom's grammar."""
+"""Files of a user's prompts for an evaluation, which the oracle can judge: sentences of playroom's grammar."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ def read(path: Path, count: int | None = None) -> list[str]:
 def _prompts(path: Path) -> Iterator[tuple[str, str]]:
     """Each prompt and where it is."""
     name = bounds.printable(path.name, 80)
-    if path.suffix == ".txt":
-        for number, line in enumerate(lists.text(path).splitlines(), start=1):
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        for number, line in enumerate(lists.text(path).split("\n"), start=1):
             if line.strip():
                 yield f"{name} line {number}", " ".join(line.split())
-    elif path.suffix in _LISTS:
+    elif suffix in _LISTS:
         for where, row in lists.rows(path):
             prompts = lists.captions(where, row)
             if len(prompts) != 1:

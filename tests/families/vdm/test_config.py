@@ -69,3 +69,15 @@ def test_an_invalid_config_is_rejected(changes: dict[str, object], message: str)
 def test_an_unknown_setting_is_rejected_by_name() -> None:
     with pytest.raises(BadRequest, match="flux_capacitor"):
         from_json({**to_json(presets()["tiny"]), "flux_capacitor": 1})
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+def test_a_shift_that_is_not_positive_is_refused(shift: float) -> None:
+    with pytest.raises(BadRequest, match="shift is .*; expected a positive number"):
+        replace(presets()["tiny"], shift=shift)
+
+
+def test_an_image_model_takes_no_further_images() -> None:
+    tiny = presets()["tiny"]
+    with pytest.raises(BadRequest, match="both per_frame and images"):
+        replace(tiny, training=replace(tiny.training, per_frame=True, images=2))

@@ -169,7 +169,7 @@ def test_training_and_sampling_share_the_shifted_noise_levels(tiny: Config) -> N
 
 
 def image_model(config: Config) -> Config:
-    return replace(config, training=replace(config.training, per_frame=True))
+    return replace(config, training=replace(config.training, per_frame=True, images=0))
 
 
 def test_an_image_model_is_trained_on_every_frame_as_an_independent_image(tiny: Config, lively: Lively) -> None:

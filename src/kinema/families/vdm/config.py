@@ -83,6 +83,10 @@ class Config:
                 raise BadRequest(f"vdm: channel width {width} is not a multiple of head_dim {self.head_dim}")
         if self.side % self.multiple:
             raise BadRequest(f"vdm: side is {self.side}; expected a multiple of {self.multiple}")
+        if not self.shift > 0:
+            raise BadRequest(f"vdm: shift is {self.shift}; expected a positive number")
+        if self.training.per_frame and self.training.images:
+            raise BadRequest("vdm: the training has both per_frame and images; an image model takes no further images")
         if self.text == "pocket" and not self.words:
             raise BadRequest("vdm: words is empty; the pocket text encoder needs a vocabulary")
         if self.text != "none" and self.classes:

@@ -95,4 +95,4 @@ def asset(asset_id: Annotated[str, Path(json_schema_extra={"pattern": "^asset-[0
 VideoId = Annotated[str, Depends(video)]
 AssetId = Annotated[str, Depends(asset)]
 Here = Annotated[Service, Depends(service_of)]
-Refusals = Annotated[bool, Query(description="answer a refused body, such as one that is typed, by 200")]
+Refusals = Annotated[bool, Query(description="answer a refused body with 200, for forms that are still being typed")]
