@@ -32,6 +32,7 @@ from torch import Tensor
 from benchmarks import measuring
 from benchmarks.measuring import interval, median, write
 from benchmarks.unseen_prompts import SEED, listed
+from kinema.atomic import replacing
 from kinema.data import playroom
 from kinema.evaluation import metrics
 from kinema.evaluation.consistency import object_consistency
@@ -51,9 +52,10 @@ REAL = "rendered"
 
 
 def main() -> int:
-    options = measuring.Options(
-        **vars(measuring.parser(__doc__, ("measure",), "svd-motion", f"{IMAGES}, one an image").parse_args())
-    )
+    parser = measuring.parser(__doc__, ("measure",), "svd-motion", f"{IMAGES}, one an image")
+    options = measuring.Options(**vars(parser.parse_args()))
+    if (options.seed, options.batch) != (0, parser.get_default("batch")):
+        parser.error("--seed and --batch do not apply: seeds belong to the unseen prompts, and all clips are one batch")
     options.begin()
     prompts = directed(options.prompts or IMAGES)
     clips = animated(options, prompts)
@@ -80,12 +82,16 @@ def directed(count: int) -> list[str]:
 def animated(options: measuring.Options, prompts: list[str]) -> dict[str, Tensor]:
     """Clips N×3×T×H×W of every bucket, and the rendered ones whose first frames they animate."""
     found: dict[str, Tensor] = {}
+    system = open_system(MODEL)
+    weights = str(system.weights.hash).rpartition(":")[2][:12]
     for bucket in BUCKETS:
-        sampling = Sampling.of(open_system(MODEL), extra={"motion_bucket": bucket})
+        sampling = Sampling.of(system, extra={"motion_bucket": bucket})
         found.setdefault(REAL, torch.stack([sampling.real(p, SEED + i) for i, p in enumerate(prompts)]))
-        path = options.out / f"bucket-{bucket}-{len(prompts)}.pt"
+        path = options.out / f"bucket-{bucket}-{len(prompts)}-{weights}.pt"
         if not path.is_file():
-            torch.save(sampling.clips(prompts, SEED, first_frames(found[REAL])), path)
+            clips = sampling.clips(prompts, SEED, first_frames(found[REAL]))
+            with replacing(path) as part:
+                torch.save(clips, part)
             print(f"bucket {bucket}: {len(prompts)} clips", flush=True)
         found[f"bucket {bucket}"] = torch.load(path, weights_only=True)
     return found

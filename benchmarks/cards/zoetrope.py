@@ -47,8 +47,7 @@ def unseen_prompts() -> Iterator[Passage]:
         tuned = sum(row["tuned"] == "yes" for row in csv.DictReader(file))
     yield Passage(
         ZOETROPE,
-        "The first {measured} of {prompts} sentences whose strings no training, validation or tuning of a shipped "
-        "model had",
+        "{measured} of {prompts} sentences whose strings no training, validation or tuning of a shipped model had",
         {name: f"{made['protocol'][name]}" for name in ("measured", "prompts")},
     )
     yield Passage(ZOETROPE, "Settings were chosen on {tuned} of the 64 combinations", {"tuned": f"{tuned}"})
@@ -69,8 +68,9 @@ def other_real_clip(clips: Sequence[Mapping[str, Any]]) -> Passage:
     return Passage(
         ZOETROPE,
         "Against the second real clip, the second difference of luma is {luma} ({luma_low} to {luma_high}) times, "
-        "higher in {luma_higher} of {n} pairs.",
-        _controlled(clips, luma="luma_second_difference") | {"n": f"{len(clips)}"},
+        "higher in {luma_higher} of {n} pairs, sharpness {sharp} times and motion amount {moved} times.",
+        _controlled(clips, luma="luma_second_difference", sharp="sharpness", moved="motion_amount")
+        | {"n": f"{len(clips)}"},
     )
 
 
@@ -195,8 +195,8 @@ def readme() -> Iterator[Passage]:
     spins = found["motions"].get("spins", {"right": 0, "prompts": 0})
     yield Passage(
         README,
-        "On {measured} prompts that no training or tuning read, colours are right in {colour_right} of {colour_n} "
-        "clips, shapes in {shape_right} (letters in {letter_right} of {letter_n}), directions in {direction_right} "
+        "On {measured} sentences that no training or tuning read in these words, colours are right in {colour_right} "
+        "of {colour_n} clips, shapes in {shape_right} (letters in {letter_right} of {letter_n}), directions in {direction_right} "
         "of {direction_n}, motions in {motion_right} (spins in {spins} of {spins_n}).",
         _counts(found["scores"])
         | {
@@ -208,7 +208,7 @@ def readme() -> Iterator[Passage]:
     yield Passage(
         README,
         "brightness flickers {luma} times as much ({luma_low} to {luma_high}, more in {luma_higher} of {n} pairs; "
-        "a second real clip {control} times), at {sharp} times the sharpness and {moved} times the motion",
+        "a second real clip {control} times), sharpness is {sharp} times and motion {moved} times theirs",
         against("luma", temporal["luma_second_difference"]["against"])
         | against("sharp", temporal["sharpness"]["against"])
         | against("moved", temporal["motion_amount"]["against"])

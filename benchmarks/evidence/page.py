@@ -93,8 +93,8 @@ def finding(found: Mapping[str, Any]) -> str:
         "An image model and a video model of one architecture, trained on clips in one order with equal operations. "
         f"Unsteadiness of the image model's clips in multiples of the video model's (medians of paired ratios, 95 % "
         f"intervals): frame by frame with fresh noise, {fresh}; by SDEdit from the frame before, {sdedit}. With the "
-        f"same noise in every frame its clips are still. The video model's clips have {number(motion)} times the motion "
-        f"and {number(sharp)} times the sharpness of real clips of the same prompts."
+        f"same noise in every frame its clips are still. The video model's clips have {number(motion)} times the "
+        f"motion and {number(sharp)} times the sharpness of real clips of the same prompts."
     )
 
 
