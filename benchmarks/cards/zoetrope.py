@@ -196,8 +196,8 @@ def readme() -> Iterator[Passage]:
     yield Passage(
         README,
         "On {measured} sentences that no training or tuning read in these words, colours are right in {colour_right} "
-        "of {colour_n} clips, shapes in {shape_right} (letters in {letter_right} of {letter_n}), directions in {direction_right} "
-        "of {direction_n}, motions in {motion_right} (spins in {spins} of {spins_n}).",
+        "of {colour_n} clips, shapes in {shape_right} (letters in {letter_right} of {letter_n}), directions in "
+        "{direction_right} of {direction_n}, motions in {motion_right} (spins in {spins} of {spins_n}).",
         _counts(found["scores"])
         | {
             "spins": f"{spins['right']}",
