@@ -38,6 +38,8 @@ def test_prompts_are_read_in_order_and_the_first_of_them_if_asked(tmp_path: Path
         ("a.txt", "a red ball rolls right\na dog runs\n", "a.txt line 2 is .*a dog runs.* not in the playroom grammar"),
         ("a.txt", "\n\n", "a.txt has 0 prompts; expected at least 1"),
         ("a.csv", "name\nred\n", "has 0 prompts; expected one, in a column named text, caption, prompt"),
+        ("a.csv", "prompt,prompt\na red ball spins,a blue box spins\n", "has more than one column named prompt"),
+        ("a.CSV", "text;prompt\na red ball spins;a blue box spins\n", "a.CSV line 2 has prompts in text and prompt"),
         ("a.yaml", "- a red ball rolls right\n", "a.yaml is no list of prompts; expected .txt, .csv, .json, .jsonl"),
     ],
 )

@@ -163,7 +163,9 @@ def _csv(path: Path, content: str) -> Iterator[Row]:
         raise BadRequest(f"{where} holds more than {MAX_CELLS:,} cells; expected a list of clips and captions")
     reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, restkey=_EXTRA)
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
+        if twice := [name for name in (*PATH_COLUMNS, *TEXT_COLUMNS) if names.count(name) > 1]:
+            raise BadRequest(f"{where} has more than one column named {twice[0]}; expected one")
         for row in reader:
             yield f"{path.name} line {reader.line_num}", row
     except csv.Error as error:
@@ -174,7 +176,10 @@ def _delimiter(content: str) -> str:
     """The delimiter of the header: a comma, or a semicolon or tab if that gives a known column."""
     head = content[:4096].lstrip("\r\n").split("\n", 1)[0].strip("\r")
     for mark in ",;\t":
-        if len(cells := [c.strip().strip('"') for c in head.split(mark)]) > 1 and set(cells) & set(PATH_COLUMNS):
+        if len(cells := [c.strip().strip('"') for c in head.split(mark)]) > 1 and set(cells) & {
+            *PATH_COLUMNS,
+            *TEXT_COLUMNS,
+        }:
             return mark
     return ","
 

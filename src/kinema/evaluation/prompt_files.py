@@ -40,6 +40,9 @@ def _prompts(path: Path) -> Iterator[tuple[str, str]]:
                 yield f"{name} line {number}", " ".join(line.split())
     elif suffix in _LISTS:
         for where, row in lists.rows(path):
+            named = [column for column in lists.TEXT_COLUMNS if row.get(column)]
+            if len(named) > 1:
+                raise BadRequest(f"{where} has prompts in {' and '.join(named)}; expected one column of prompts")
             prompts = lists.captions(where, row)
             if len(prompts) != 1:
                 columns = ", ".join(lists.TEXT_COLUMNS)
