@@ -36,7 +36,7 @@ def evidence(monkeypatch):
     protocol, parts = module("protocol"), module("parts")
     few = [p for p in protocol.prompts() if playroom.parse(p).direction][:3] + parts.lasting()[:1]
     monkeypatch.setattr(protocol, "prompts", lambda: few)
-    for name, value in (("BATCH", 2), ("STEPS", 2), ("SAMPLING_STEPS", 2), ("STRENGTH", 0.5)):
+    for name, value in (("BATCH", 2), ("COMMON_STEPS", 2), ("STEPS", 2), ("SAMPLING_STEPS", 2), ("STRENGTH", 0.5)):
         monkeypatch.setattr(protocol, name, value)
     short = {"LANGEVIN": 2, "ANCESTRAL": 4, "LOSSES": 4, "EXTENSION_STEPS": 2, "TOTAL": 24, "EXTENDED": 4}
     for name, value in short.items():
@@ -58,7 +58,7 @@ def colours(video_BCTHW):
 def untrained(evidence, tmp_path):
     training, protocol = evidence("training"), evidence("protocol")
     for model in protocol.MODELS.values():
-        training.options(tmp_path, model)
+        training.options(tmp_path, model, lambda event: None)
     return {name: open_system(tmp_path / f"start-{name}.safetensors") for name in protocol.MODELS}
 
 
@@ -91,9 +91,11 @@ def test_the_seeds_of_different_clips_differ(evidence):
 
 def test_both_models_start_from_the_same_weights_and_cost_the_same(untrained, evidence):
     training, models = evidence("training"), evidence("protocol").MODELS
-    image, video = (untrained[name].model.state_dict() for name in ("image", "video"))
+    weights = {name: system.model.state_dict() for name, system in untrained.items()}
+    image, video = weights["image"], weights["video"]
     assert image.keys() == video.keys()
     assert all(torch.equal(image[name], video[name]) for name in image)
+    assert any(not torch.equal(image[name], weights["common"][name]) for name in image)  # the stage has been trained
     evidence("protocol").STEPS = 2000
     image, video = (training.steps(models[name]) * training.operations(models[name]) for name in ("image", "video"))
     assert image == pytest.approx(video, rel=1e-3)

@@ -96,7 +96,11 @@ def measure(options: argparse.Namespace, folder: Path, part: str) -> None:
     if not has_flow():
         raise SystemExit("the measures of motion require OpenCV; install it with: pip install 'kinema[eval]'")
     work, names = PARTS[part]
-    files = {name: training.weights(options.out, MODELS[name], Shown(MODELS[name].title)) for name in names}
+    trained = {
+        name: training.weights(options.out, MODELS[name], Shown(MODELS[name].title))
+        for name in (protocol.COMMON.name, *names)
+    }
+    files = {name: trained[name] for name in names}
     features = extractor.named_extractor(options.extractor)
     folder.mkdir(parents=True, exist_ok=True)
     head = {name: weight_hash(file) for name, file in files.items()} | {"extractor": features.weights}
@@ -104,7 +108,7 @@ def measure(options: argparse.Namespace, folder: Path, part: str) -> None:
     bench = parts.Bench(systems, features.extract, folder, head)
     bench.rows(part)  # refuses rows of other weights or settings before anything is written
     known = described(folder) | {"extractor": {"name": features.name, "weights": features.weights}}
-    known |= {name: training.described(options.out, MODELS[name], file) for name, file in files.items()}
+    known |= {name: training.described(options.out, MODELS[name], file) for name, file in trained.items()}
     write(folder / "models.json", known)
     work(bench)
 

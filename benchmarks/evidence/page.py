@@ -90,11 +90,11 @@ def finding(found: Mapping[str, Any]) -> str:
     fresh, sdedit = ("; ".join(f"{against(arm, name)}" for name in UNSTEADY[:2]) for arm in ("fresh", "sdedit"))
     motion, sharp = (found["measures"][name]["to real"]["video"] for name in ("motion_amount", "sharpness"))
     return (
-        "An image model and a video model of one architecture, trained on clips in one order with equal operations. "
-        f"Unsteadiness of the image model's clips in multiples of the video model's (medians of paired ratios, 95 % "
-        f"intervals): frame by frame with fresh noise, {fresh}; by SDEdit from the frame before, {sdedit}. With the "
-        f"same noise in every frame its clips are still. The video model's clips have {number(motion)} times the "
-        f"motion and {number(sharp)} times the sharpness of real clips of the same prompts."
+        "An image model and a video model of one architecture, trained from the same weights on clips in one order, "
+        "with equal operations. Unsteadiness of the image model's clips in multiples of the video model's (medians of "
+        f"paired ratios, 95 % intervals): frame by frame with fresh noise, {fresh}; by SDEdit from the frame before, "
+        f"{sdedit}. With the same noise in every frame its clips are still. The video model's clips have "
+        f"{number(motion)} times the motion and {number(sharp)} times the sharpness of real clips of the same prompts."
     )
 
 
@@ -167,15 +167,16 @@ def _claim(name: str, data: Mapping[str, Any]) -> str:
 
 
 def _compared(data: Mapping[str, Any]) -> str:
-    image, video = data["models"]["image"], data["models"]["video"]
+    common, image, video = (data["models"][name] for name in ("common", "image", "video"))
     return (
         f"Both are `vdm/pocket` at {protocol.SIDE}×{protocol.SIDE} with {protocol.FRAMES} frames "
-        f"({video['parameters']:,} parameters), trained from the same initial weights on clips in one order. The image "
-        f"model saw each frame as an independent image with its own noise level ({image['steps']:,} steps of "
-        f"{image['operations'] / 1e9:.1f} GFLOP), the video model saw clips ({video['steps']:,} steps of "
-        f"{video['operations'] / 1e9:.1f} GFLOP). {len(protocol.prompts())} prompts that neither was trained or tuned "
-        f"on, {protocol.PER_PROMPT} clips each; {protocol.SAMPLER}, {protocol.SAMPLING_STEPS} steps, guidance "
-        f"{protocol.GUIDANCE:g} for all; SDEdit at strength {protocol.STRENGTH:g}."
+        f"({video['parameters']:,} parameters), trained further from one image model ({common['steps']:,} steps) on "
+        f"clips in one order. The image model goes on seeing each frame as an independent image with its own noise "
+        f"level ({image['steps']:,} steps of {image['operations'] / 1e9:.1f} GFLOP), the video model sees clips "
+        f"({video['steps']:,} steps of {video['operations'] / 1e9:.1f} GFLOP). {len(protocol.prompts())} prompts that "
+        f"neither was trained or tuned on, {protocol.PER_PROMPT} clips each; {protocol.SAMPLER}, "
+        f"{protocol.SAMPLING_STEPS} steps, guidance {protocol.GUIDANCE:g} for all; SDEdit at strength "
+        f"{protocol.STRENGTH:g}."
     )
 
 
@@ -184,8 +185,8 @@ def _protocol(data: Mapping[str, Any]) -> str:
         f"- {entry['title']}: {entry['steps']:,} steps of {protocol.BATCH} clips, {entry['minutes']:.0f} minutes on "
         f"{entry['threads']} threads of a shared machine; weights `{entry['weights']}`. "
         f"`python -m benchmarks.evidence train {name}`"
-        for name, entry in data["models"].items()
-        if "steps" in entry
+        for name in protocol.MODELS
+        if (entry := data["models"].get(name))
     ]
     return "\n".join([
         "docs/decisions/0023-evidence.md says what was fixed before anything was measured, and what pilots changed. "

@@ -11,9 +11,9 @@ from typing import Any
 
 SIDE, FRAMES, FPS = 32, 16, 8.0
 GRAMMAR = "simple"
-BATCH, STEPS, LEARNING_RATE = 8, 4000, 2e-3
-"""Clips a step, steps of the video model, peak learning rate of all models."""
-TARGET, SHIFT = "x0", 4.0
+BATCH, COMMON_STEPS, STEPS, LEARNING_RATE = 8, 1600, 2500, 2e-3
+"""Clips a step, steps of the common stage, steps of the video model after it, peak learning rate of all runs."""
+TARGET, SHIFT = "x0", 8.0
 """What the networks predict, and the shift of the noise levels; the preset's v without shift was tried first
 (docs/decisions/0023)."""
 WIDTHS = (4, 8)
@@ -21,7 +21,7 @@ WIDTHS = (4, 8)
 SAMPLER, SAMPLING_STEPS, GUIDANCE = "ddim", 32, 2.0
 PER_PROMPT = 2
 """Clips of each prompt and arm, from different seeds."""
-STRENGTH = 5 / 32
+STRENGTH = 3 / 32
 """Of SDEdit from the frame before: the share of the sampling steps that it runs, from the level at which noise and
 signal are equal."""
 
@@ -38,9 +38,12 @@ class Model:
     """Whether its steps are matched to the video model's training operations; else it has as many steps."""
 
 
+COMMON = Model("common", "common stage", per_frame=True)
+"""An image model, from whose weights all others are trained further."""
 MODELS = {
     model.name: model
     for model in (
+        COMMON,
         Model("image", "image model", per_frame=True, matched=True),
         Model("video", "video model"),
         Model("joint", "video model with 4 images a clip", images=4),

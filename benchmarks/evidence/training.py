@@ -14,14 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.evidence import protocol
-from benchmarks.evidence.protocol import MODELS, Model
+from benchmarks.evidence.protocol import COMMON, MODELS, Model
 from kinema import registry
 from kinema.checkpoints import files
 from kinema.checkpoints.files import weight_hash
 from kinema.data import playroom
 from kinema.families.vdm import recipe
 from kinema.families.vdm.config import Config, presets
-from kinema.system import Batch, System, Weights
+from kinema.system import Batch, System, Weights, open_system
 from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
@@ -36,7 +36,7 @@ def weights(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Path
     done = folder / model.name / "finished.safetensors"
     if done.is_file():
         return done
-    result = train(options(folder, model), on_event)
+    result = train(options(folder, model, on_event), on_event)
     if result.interrupted:
         print(f"{model.title}: stopped at step {result.step}; the same command resumes it")
         sys.exit(130)
@@ -58,23 +58,26 @@ def described(folder: Path, model: Model, file: Path) -> dict[str, Any]:
     }
 
 
-def options(folder: Path, model: Model) -> TrainOptions:
-    """The run of a model, which starts from weights of the protocol's seed."""
+def options(folder: Path, model: Model, on_event: Callable[[Any], None]) -> TrainOptions:
+    """The run of a model, which starts from the weights of the common stage; that from weights of the seed."""
     own = config(model)
     start = folder / f"start-{model.name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     if not start.is_file():
         family = registry.family("vdm")
-        untrained = System("evidence", family, own, Weights(seed=SEED)).model
-        header = json.dumps({"family": "vdm", "config": family.to_json(own)})
-        files.write_tensors(start, untrained.state_dict(), {"kinema": header})
+        if model == COMMON:
+            tensors = System("evidence", family, own, Weights(seed=SEED)).model.state_dict()
+        else:
+            tensors = open_system(weights(folder, COMMON, on_event)).model.state_dict()
+        files.write_tensors(start, tensors, {"kinema": json.dumps({"family": "vdm", "config": family.to_json(own)})})
     return TrainOptions(
         model=str(start),
         out=str(folder / model.name),
         steps=steps(model),
-        seed=SEED,
+        seed=SEED + (model != COMMON),
         grammar=protocol.GRAMMAR,
         precision="fp32",
+        compile=True,
         save_every=100,
         sample_every=0,
         validate_every=300,
@@ -87,7 +90,7 @@ def config(model: Model) -> Config:
     pocket = presets()["pocket"]
     training = replace(
         pocket.training,
-        steps=protocol.STEPS,
+        steps=_unmatched(model),
         batch=protocol.BATCH,
         learning_rate=protocol.LEARNING_RATE,
         optimiser="muon",
@@ -102,8 +105,12 @@ def config(model: Model) -> Config:
 def steps(model: Model) -> int:
     """Optimiser steps of a model; if its operations are matched, as many as cost what the video model's do."""
     if not model.matched:
-        return protocol.STEPS
+        return _unmatched(model)
     return round(protocol.STEPS * operations(MODELS["video"]) / operations(model))
+
+
+def _unmatched(model: Model) -> int:
+    return protocol.COMMON_STEPS if model == COMMON else protocol.STEPS
 
 
 def operations(model: Model) -> int:
