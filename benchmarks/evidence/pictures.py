@@ -54,7 +54,7 @@ def frames(folder: Path, indices: Sequence[int], path: Path) -> None:
         across = (meaning := playroom.parse(prompt)) is not None and meaning.direction in ("left", "right")
         line = "one row" if across else "one column"
         pen.text((2, top + 3), f"“{prompt}”", fill="black", font=large)
-        pen.text((width - 2 * side, top + 5), f"{line} over time, downwards", fill="#374151", font=small)
+        pen.text((width - 2, top + 5), f"{line} of pixels, time runs down", fill="#374151", font=small, anchor="ra")
         top += _HEAD
         for arm, title in arms.items():
             for i, text in enumerate(_wrapped(title)):
@@ -71,10 +71,10 @@ def frames(folder: Path, indices: Sequence[int], path: Path) -> None:
 
 
 def slice_over_time(clip_THWC: _Frames, *, across: bool) -> _Frames:
-    """One row (or column) of pixels over time, T×W×3: that in which pixels change most."""
-    lines = clip_THWC if across else clip_THWC.swapaxes(1, 2)
-    change_L = lines.astype(np.float64).var(axis=0).sum(axis=(1, 2))
-    return np.ascontiguousarray(lines[:, int(change_L.argmax())])
+    """One row (or column) of pixels over time, T×W×3: that with most contrast, over both its length and time."""
+    lines_TLWC = (clip_THWC if across else clip_THWC.swapaxes(1, 2)).astype(np.float64)
+    contrast_L = lines_TLWC.var(axis=(0, 2)).sum(axis=1)
+    return np.ascontiguousarray(lines_TLWC[:, int(contrast_L.argmax())].astype(np.uint8))
 
 
 def plot(ratios: Mapping[str, Mapping[str, Median]], path: Path) -> None:
@@ -84,7 +84,7 @@ def plot(ratios: Mapping[str, Mapping[str, Median]], path: Path) -> None:
         ratios,
         path,
         title=f"An image model, frame by frame, against a video model ({count} prompts)",
-        axis="multiple of the real clip of the same prompt (median of pairs; 95 % bootstrap interval; log scale)",
+        axis="multiple of the real clip of the same prompt (log scale; median of pairs with 95 % bootstrap interval)",
     )
 
 

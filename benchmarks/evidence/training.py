@@ -77,7 +77,7 @@ def options(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Trai
         seed=SEED + (model != COMMON),
         grammar=protocol.GRAMMAR,
         precision="fp32",
-        compile=True,
+        compile=COMPILE,
         save_every=100,
         sample_every=0,
         validate_every=300,

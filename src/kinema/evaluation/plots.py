@@ -26,6 +26,8 @@ _COLOURS = ("#0b6e99", "#d1495b", "#6b7280", "#3a7d44")
 _MARKS = ("o", "s", "D", "^")
 _DPI = 110
 _LABEL, _GAP = 96, 2
+_LEGEND = 80
+"""Characters of a legend that fit on one line."""
 
 
 def forest(
@@ -41,7 +43,8 @@ def forest(
     ``rows`` maps a measure to its median by arm; ``at_most`` shades the range from 1 to that value.
     """
     arms = list(next(iter(rows.values())))
-    figure, axes = _figure(7.6, 1.5 + 0.62 * len(rows))
+    apart = 0.8 / len(arms)
+    figure, axes = _figure(7.6, 1.5 + (0.2 + 0.2 * len(arms)) * len(rows))
     axes.set_xscale("log")
     if at_most is not None:
         axes.axvspan(1, at_most, color="#e5e7eb", zorder=0, label=f"up to {at_most:g}×")
@@ -52,18 +55,25 @@ def forest(
             f = by_arm[arm]
             if not math.isfinite(f.median) or f.median <= 0:
                 continue
-            y = len(rows) - 1 - place + 0.16 * ((len(arms) - 1) / 2 - k)
+            y = len(rows) - 1 - place + apart * ((len(arms) - 1) / 2 - k)
             _dot(axes, f, y, k)
-            label_position = {"xytext": (0, 5 if k == 0 else -12), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"{f.median:.2f}", (f.median, y), fontsize=7, **label_position)
+            end = f.high if math.isfinite(f.high) else f.median
+            label_position = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(_short(f.median), (end, y), fontsize=7, **label_position)
+    axes.margins(x=0.1)
     axes.set_yticks(range(len(rows) - 1, -1, -1), list(rows))
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(axis)
+    axes.set_xlabel(axis, fontsize=9, loc="right")
     axes.set_title(title, fontsize=10, loc="left")
     _plain_ticks(axes.xaxis)
     axes.grid(axis="x", which="major", color="#e5e7eb", linewidth=0.6)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=len(arms) + 1, frameon=False)
+    columns = 2 if sum(map(len, arms)) > _LEGEND else len(arms) + 1
+    figure.legend(fontsize=8, loc="outside lower center", ncols=columns, frameon=False)
     return _save(figure, path)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _dot(axes: Any, f: Median, y: float, k: int) -> None:
