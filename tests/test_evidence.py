@@ -44,6 +44,7 @@ def evidence(monkeypatch):
     monkeypatch.setattr(metrics, "FLOW_SIDE", 48)
     pocket = presets()["tiny"]
     monkeypatch.setattr(module("training"), "presets", lambda: {"pocket": pocket})
+    monkeypatch.setattr(module("training"), "COMPILE", False)
     torch.set_num_threads(1)
     yield module
     torch.set_grad_enabled(True)

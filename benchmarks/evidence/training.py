@@ -26,6 +26,8 @@ from kinema.training.options import TrainOptions
 from kinema.training.run import train
 
 SEED = 0
+COMPILE = True
+"""Whether the blocks are compiled: a minute or so once, then faster steps."""
 
 
 def weights(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Path:
