@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from kinema import schema
 from kinema.canvas import Canvas
 from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape, plain_number
 
@@ -36,6 +37,13 @@ from kinema.schema import MAX_FRAMES, BadRequest, Request, Shape, plain_number
 def test_a_value_out_of_range_is_refused_with_the_range(field: str, value: float) -> None:
     with pytest.raises(BadRequest, match=rf"{field} is .*expected"):
         Request(prompt="a red ball", **{field: value})
+
+
+def test_the_defaults_which_no_request_checks_are_valid_and_in_their_stored_form() -> None:
+    for f in dataclasses.fields(Request):
+        if f.default is not dataclasses.MISSING:
+            assert schema._normalised(f, f.default) is f.default
+            schema._check(f, f.default)
 
 
 def test_too_many_pixels_are_refused() -> None:

@@ -381,3 +381,15 @@ def test_this_machine_has_free_memory():
 def test_invalid_options_are_rejected(options):
     with pytest.raises(BadRequest):
         load("svd", preset="tiny", **options)
+
+
+def test_a_step_is_rehearsed_once_for_requests_that_differ_in_the_seed_alone(svd, monkeypatch):
+    system, calls, call = load(svd).system, [], Needs._call
+    monkeypatch.setattr(Needs, "_call", lambda *given: (calls.append(given), call(*given)))
+    need = {seed: needs_of(system, seed=seed).step(None) for seed in (5, 6)}
+    assert need[5] == need[6]
+    assert len(calls) == 1
+    others = [needs_of(system, frames=5).step(None), needs_of(system).step(8), needs_of(load(svd).system).step(None)]
+    assert len(calls) == 4
+    assert others[0].peak < need[5].peak
+    assert others[2] == need[5]

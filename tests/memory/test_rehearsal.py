@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kinema.memory.rehearsal import Rehearsal
+from kinema.memory.rehearsal import Rehearsal, layout
 
 MB = 2**20
 
@@ -90,3 +93,19 @@ def test_it_records_which_networks_ran():
     with rehearsal.phase("only a"):
         model.a[0](meta(1, 2))
     assert rehearsal.phases["only a"].networks == {"a"}
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    tensor: Any
+    other: Any = None
+
+
+def test_the_layout_of_a_conditioning_is_its_shapes_types_and_plain_values():
+    def of(shape=(2, 3), dtype=torch.float32, fps=8.0):
+        return layout(Condition([torch.randn(shape).to(dtype)], {"fps": fps}))
+
+    assert of() == of()
+    assert len({of(), of(shape=(3, 2)), of(dtype=torch.float16), of(fps=7.0)}) == 4
+    network = nn.Linear(1, 1)
+    assert layout(Condition(network)) != layout(Condition(network))  # what it does is unknown

@@ -20,7 +20,7 @@ from kinema.canvas import Canvas
 from kinema.memory import offload
 from kinema.memory.free import format_bytes, free_bytes, held_bytes, unified
 from kinema.memory.offload import LEVELS, Offload
-from kinema.memory.rehearsal import MemoryUse, Rehearsal
+from kinema.memory.rehearsal import MemoryUse, Rehearsal, layout
 from kinema.nn.costs import Branches, order_of_branches
 from kinema.nn.ldm_unet import FeedForward, channels_last, chunk_feed_forward
 from kinema.nn.meta import on_meta
@@ -314,25 +314,34 @@ class Needs:
         """One call of the denoiser, with its backward pass if guidance needs it."""
         if tokens not in self._steps:
             _ = self.condition
-            chunk_feed_forward(self.outline.model, tokens)
-            with self.rehearsal.phase(f"step {tokens}"):
-                self._call()
-            self._steps[tokens] = self.rehearsal.phases[f"step {tokens}"]
+            condition, window = self.conditions.branches[self.branches[0]], self._window
+            size, grad = self.system.latent_shape(self.request).bcthw, self.differentiates
+            depends = ("step", tokens, self.rehearsal.live, size, window, grad, layout(condition))
+
+            def measure() -> MemoryUse:
+                chunk_feed_forward(self.outline.model, tokens)
+                with self.rehearsal.phase(f"step {tokens}"):
+                    self._call(condition, window, grad)
+                return self.rehearsal.phases[f"step {tokens}"]
+
+            self._steps[tokens] = self.system.runtime.rehearsed(depends, measure)
         return self._steps[tokens]
 
-    def _call(self) -> None:
-        request, system = self.request, self.outline
-        shape = system.latent_shape(request)
-        window = shape.frames
+    @property
+    def _window(self) -> int:
+        """The latent frames that one call of the denoiser sees."""
+        frames, request = self.system.latent_shape(self.request).frames, self.request
         if request.window and request.window_in == "denoiser":  # otherwise only attention is windowed
-            window = system.lattice.grid.time.latent(request.window)
-        frames = list(range(window)) if window < shape.frames else None
-        denoise = system.denoiser(self.conditions.branches[self.branches[0]], frames)
-        b, c, _, h, w = shape.bcthw
-        grad = self.differentiates
+            return min(frames, self.system.lattice.grid.time.latent(request.window))
+        return frames
+
+    def _call(self, condition: Any, window: int, grad: bool) -> None:
+        request, system = self.request, self.outline
+        b, c, frames, h, w = system.latent_shape(request).bcthw
+        denoise = system.denoiser(condition, list(range(window)) if window < frames else None)
         level = system.levels(request)[0].batch(b)
         with torch.set_grad_enabled(grad):
-            z = torch.empty(b, c, min(window, shape.frames), h, w, device="meta", requires_grad=grad)
+            z = torch.empty(b, c, window, h, w, device="meta", requires_grad=grad)
             x0 = denoise(z, level)
             if grad:
                 torch.autograd.grad(x0.sum(), z)

@@ -7,9 +7,9 @@ kernels. Families need no formula, and a model larger than the machine is measur
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Rehearsal:
         self.phases: dict[str, MemoryUse] = {}
         self._live = _LiveBytes()
 
+    @property
+    def live(self) -> int:
+        """Bytes of the tensors that are alive."""
+        return self._live.now
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure a phase; tensors still alive from earlier phases count towards its peak."""
@@ -53,6 +58,22 @@ class Rehearsal:
             for hook in hooks:
                 hook.remove()
         phase.peak = max(phase.peak, self._live.peak)
+
+
+def layout(value: Any) -> Hashable:
+    """What memory depends on in a conditioning: the shapes and types of its tensors, and plain values as they are.
+
+    Objects of other types equal nothing, not even themselves in another call.
+    """
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), tuple(layout(getattr(value, f.name)) for f in fields(value))
+    if isinstance(value, Mapping):
+        return tuple((key, layout(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(layout, value))
+    return value if value is None or isinstance(value, bool | int | float | str) else object()
 
 
 class _LiveBytes(TorchDispatchMode):

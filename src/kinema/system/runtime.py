@@ -7,7 +7,7 @@ it would alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +23,9 @@ from kinema.vae.latent_rgb import LatentRGB
 
 POLL_INTERVAL = 0.1
 """Seconds between a queued job's checks for cancellation."""
+
+REHEARSED = 16
+"""Measured memory needs that are kept."""
 
 
 class Runtime:
@@ -45,6 +48,7 @@ class Runtime:
         """How guidance branches run, as the last memory plan says."""
         self.lock = threading.RLock()
         self._other_stages: dict[str, Any] = {}
+        self._rehearsed: dict[Hashable, Any] = {}
         self._hash: Future[str] | None = None
         self._thread, self._threads = threading.get_ident(), torch.get_num_threads()
 
@@ -104,6 +108,14 @@ class Runtime:
                 kept = list(self._other_stages.items())[-1:]
                 self._other_stages = {**dict(kept), name: opened()}
             return self._other_stages[name]
+
+    def rehearsed(self, depends: Hashable, measure: Callable[[], Any]) -> Any:
+        """Return what ``measure`` returned for the same key before; the first call measures. The newest are kept."""
+        known = self._rehearsed
+        if depends not in known:
+            known = {**dict(list(known.items())[1 - REHEARSED :]), depends: measure()}
+            self._rehearsed = known
+        return known[depends]
 
     @property
     def other_stages(self) -> list[Any]:
