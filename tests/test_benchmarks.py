@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -35,6 +36,24 @@ def bench(monkeypatch, tmp_path):
         return module, json.loads(file.read_text()), file.with_suffix(".md").read_text()
 
     return run
+
+
+def test_results_of_other_settings_are_never_overwritten(bench, tmp_path, capsys):
+    """Rows of one command replace those of the same name and settings; other settings have another file."""
+    report, measure = bench("vs.report"), bench("vs.measure")
+    options = argparse.Namespace(out=tmp_path, threads=1)
+
+    def written(what, seconds, **settings):
+        row = measure.Row(what)
+        row.add(2.0, seconds)
+        report.Report("title", "about", "it", settings, options).write([row], [])
+
+    for what, seconds, frames in (("step", 1.0, 8), ("decode", 1.0, 8), ("decode", 0.5, 2), ("step", 4.0, 8)):
+        written(what, seconds, frames=frames)
+    first, second = sorted(tmp_path.glob("*.json"), key=lambda path: len(path.name))
+    assert second.stem == f"{first.stem}-2"
+    found = [{row["what"]: row["ours"] for row in json.loads(path.read_text())["rows"]} for path in (first, second)]
+    assert found == [{"decode": [1.0], "step": [4.0]}, {"decode": [0.5]}]
 
 
 # ------------------------------------------------------------------------------------------- errors

@@ -19,8 +19,8 @@ own matrix products, convolutions and attention take alone, shape by shape, with
 over the row's seconds (`recorded.py`, `attainable.py`).
 
 Every pair of runs is stored as soon as it is measured: the same command resumes after Ctrl-C or a kill, unless the code
-or a library has changed. The table and its values are written with date and machine when everything is measured; rows
-of other commands of the same day, with the same settings, stay in them.
+or a library has changed. The table and its values are written with date and machine when everything is measured, after
+those of other commands of the same day with the same settings; other settings have a file of their own.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,20 @@ class Report:
 
     @property
     def path(self) -> Path:
+        """The first file of this name that has no rows of other settings."""
         date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        return self.options.out / f"{date}-{kind(machine(), self.options.threads)}-{self.stem}.json"
+        name = f"{date}-{kind(machine(), self.options.threads)}-{self.stem}"
+        for number in count(1):
+            path = self.options.out / f"{name}{f'-{number}' if number > 1 else ''}.json"
+            if not path.is_file() or _read(path).get("settings") == self.settings:
+                break
+        return path
 
     def write(self, rows: Sequence[Row], gaps: Sequence[str]) -> None:
         """Write the rows, after the rows of other commands of today with the same settings."""
         path = self.path
-        kept = [row for row in stored(path, self.settings) if row.what not in {each.what for each in rows}]
-        rows = [*kept, *rows]
+        before = [Row.from_json(row) for row in _read(path)["rows"]] if path.is_file() else []
+        rows = [*(row for row in before if row.what not in {each.what for each in rows}), *rows]
         gaps = [gap for gap in gaps if not any(gap == f"{name}: skipped" for name in (row.what for row in rows))]
         commands = list(dict.fromkeys(row.command for row in rows))
         result = {
@@ -89,12 +96,8 @@ class Report:
         ])  # fmt: skip
 
 
-def stored(path: Path, settings: Mapping[str, Any]) -> list[Row]:
-    """The rows of a file of results, if they have these settings."""
-    if not path.is_file():
-        return []
-    data = json.loads(path.read_text(encoding="utf-8"))
-    return [Row.from_json(row) for row in data["rows"]] if data.get("settings") == settings else []
+def _read(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def line(row: Row) -> str:
