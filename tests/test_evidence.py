@@ -181,8 +181,65 @@ def test_counts_of_pairs_survive_the_rounding_of_json(evidence):
         assert page._of(summary.plain(win_rate(first, [1.0] * 64))) == f"{half / 2:g} of 64"
 
 
-def test_a_slice_over_time_is_the_line_that_changes_most(evidence):
+def test_a_shape_that_is_always_drawn_is_right_where_it_is_asked_for(evidence):
+    rows = [{"prompt": f"a red {shape} spins"} for shape in ("star", "heart", "star", "box")]
+    assert evidence("summary").one_shape(rows) == {"shape": "star", "right": 2}
+
+
+def test_how_much_more_often_the_video_model_is_right_is_paired_by_prompt(evidence):
+    def rows(*right):
+        return [{"prompt": p, "shape": r} for p, r in zip("aabbcc", right, strict=True)]
+
+    arms = {"video": rows(True, True, True, False, None, None), "fresh": rows(True, False, False, False, None, None)}
+    found = evidence("summary").more_right(arms, "shape", "fresh")
+    assert (found.mean, found.count) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "said"),
+    [
+        (-2, -1, True, "yes"), (1, 2, True, "no, the opposite"), (-2, -1, False, "no, the opposite"),
+        (1, 2, False, "yes"), (-1, 1, True, "undecided"), (None, None, True, "undecided"), (0, 1, False, "undecided"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_a_side_of_equality(evidence, low, high, better, said):
+    assert evidence("page")._verdict(low, high, 0.0, better=better) == said
+
+
+def test_claims_whose_measures_disagree_get_a_verdict_for_each(evidence):
+    def distance(first, second, low, high):
+        return {"first": first, "second": second, "difference": [first - second, low, high, 64]}
+
+    one = {"measures": {}, "distances": {"KVD": distance(3.0, 2.0, 0.5, 1.5),
+                                         "Fréchet distance": distance(9.0, 8.0, -1.0, 3.0)}}  # fmt: skip
+    border = {"measures": {"change at block borders": {"first": [1.4], "second": [2.4], "ratio": [0.6, 0.5, 0.7, 16]}}}
+    text = evidence("page").outcomes({"joint": one, "extension": border | {"distances": {}}})
+    joint, extension = text.splitlines()[2:]
+    assert joint.endswith("| KVD: no, the opposite; Fréchet distance: undecided |")
+    assert extension.endswith("| change at block borders 1.4 against 2.4, ratio 0.6 (0.5 to 0.7) | yes |")
+
+
+def test_the_committed_page_has_the_committed_figures(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    page, folder = importlib.import_module("benchmarks.evidence.page"), ROOT / "docs/evidence"
+    data = json.loads((folder / "video-diffusion.json").read_text(encoding="utf-8"))
+    assert page.page(data) == (folder / "video-diffusion.md").read_text(encoding="utf-8")
+
+
+def test_a_start_from_another_common_stage_is_refused(evidence, untrained, tmp_path):
+    training, protocol = evidence("training"), evidence("protocol")
+    done = tmp_path / "common" / "finished.safetensors"
+    done.write_bytes((tmp_path / "start-common.safetensors").read_bytes())
+    with pytest.raises(SystemExit, match="another common stage"):
+        training.options(tmp_path, protocol.MODELS["video"], lambda event: None)
+
+
+def test_a_slice_over_time_is_the_line_with_most_contrast(evidence):
     pictures = evidence("pictures")
+    still = torch.zeros(3, 8, 8, 3, dtype=torch.uint8).numpy()
+    still[:, 5, 2:4] = 200  # does not change
+    still[1, 2, :, 0] = 9  # changes a little
+    assert pictures.slice_over_time(still, across=True)[0].max() == 200
     clip = torch.zeros(3, 8, 8, 3, dtype=torch.uint8).numpy()
     clip[:, 5, :, 0] = [[10], [90], [40]]
     assert pictures.slice_over_time(clip, across=True)[:, 0, 0].tolist() == [10, 90, 40]

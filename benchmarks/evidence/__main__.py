@@ -14,7 +14,7 @@ import torch
 
 import benchmarks.evidence
 from benchmarks.evidence import extractor, page, parts, pictures, protocol, summary, training
-from benchmarks.evidence.protocol import ARMS, MODELS
+from benchmarks.evidence.protocol import ARMS, COMMON, MODELS
 from benchmarks.evidence.rows import stored
 from benchmarks.measuring import EVIDENCE, write
 from kinema.checkpoints.files import weight_hash
@@ -96,11 +96,7 @@ def measure(options: argparse.Namespace, folder: Path, part: str) -> None:
     if not has_flow():
         raise SystemExit("the measures of motion require OpenCV; install it with: pip install 'kinema[eval]'")
     work, names = PARTS[part]
-    trained = {
-        name: training.weights(options.out, MODELS[name], Shown(MODELS[name].title))
-        for name in (protocol.COMMON.name, *names)
-    }
-    files = {name: trained[name] for name in names}
+    files = {name: training.weights(options.out, MODELS[name], Shown(MODELS[name].title)) for name in names}
     features = extractor.named_extractor(options.extractor)
     folder.mkdir(parents=True, exist_ok=True)
     head = {name: weight_hash(file) for name, file in files.items()} | {"extractor": features.weights}
@@ -108,7 +104,9 @@ def measure(options: argparse.Namespace, folder: Path, part: str) -> None:
     bench = parts.Bench(systems, features.extract, folder, head)
     bench.rows(part)  # refuses rows of other weights or settings before anything is written
     known = described(folder) | {"extractor": {"name": features.name, "weights": features.weights}}
-    known |= {name: training.described(options.out, MODELS[name], file) for name, file in trained.items()}
+    if COMMON.name not in known:
+        files = {COMMON.name: training.weights(options.out, COMMON, Shown(COMMON.title)), **files}
+    known |= {name: training.described(options.out, MODELS[name], file) for name, file in files.items()}
     write(folder / "models.json", known)
     work(bench)
 

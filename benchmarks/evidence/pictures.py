@@ -83,7 +83,7 @@ def plot(ratios: Mapping[str, Mapping[str, Median]], path: Path) -> None:
     forest(
         ratios,
         path,
-        title=f"An image model, frame by frame, against a video model ({count} prompts)",
+        title=f"Clips made in each way, against real clips ({count} prompts; still clips have values of 0)",
         axis="multiple of the real clip of the same prompt (log scale; median of pairs with 95 % bootstrap interval)",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from benchmarks.evidence import distances, protocol
 from benchmarks.evidence.parts import HIGH, OFF, OTHER
 from benchmarks.evidence.rows import ORACLE, Row
+from kinema.data import playroom
 from kinema.evaluation.intervals import median, paired_difference, paired_median_ratio, win_rate
 from kinema.evaluation.oracle import Figure, share_interval
 
@@ -44,8 +46,23 @@ def figure(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "measures": measures,
         "shares": {name: {arm: share(found, name) for arm, found in arms.items()} for name in ORACLE},
+        "more right as a video": {name: {arm: more_right(arms, name, arm) for arm in RIVALS} for name in ORACLE},
+        "always one shape": one_shape(arms["video"]),
         "distances": {arm: distance(features(arms[arm]), other, control) for arm in protocol.ARMS},
     }
+
+
+def more_right(arms: Mapping[str, Sequence[Row]], name: str, arm: str) -> Figure:
+    """How much more often the video model is right than an arm: the difference of their shares, over prompts."""
+    values = [by_prompt([row for row in arms[each] if row[name] is not None], name) for each in ("video", arm)]
+    return paired_difference(*values)
+
+
+def one_shape(rows: Sequence[Row]) -> dict[str, Any]:
+    """The shape that most prompts ask for, and for how many clips: what a model that draws nothing else gets right."""
+    meanings = [playroom.parse(row["prompt"]) for row in rows]
+    (shape, count), *_ = Counter(meaning.shape for meaning in meanings if meaning).most_common(1)
+    return {"shape": shape, "right": count}
 
 
 RIVALS = tuple(arm for arm in protocol.ARMS if arm != "video")

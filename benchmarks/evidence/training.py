@@ -47,31 +47,37 @@ def weights(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Path
 
 
 def described(folder: Path, model: Model, file: Path) -> dict[str, Any]:
-    """What the page says of a trained model."""
-    last = (folder / model.name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    """What the page says of a trained model; threads are those of this process."""
+    last = json.loads((folder / model.name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return {
         "title": model.title,
-        "steps": steps(model),
+        "steps": last["step"],
         "operations": operations(model),
         "parameters": sum(p.numel() for p in registry.family("vdm").build(config(model)).parameters()),
         "threads": torch.get_num_threads(),
-        "minutes": round(json.loads(last)["seconds"] / 60, 1),
+        "minutes": round(last["seconds"] / 60, 1),
         "weights": weight_hash(file),
     }
 
 
 def options(folder: Path, model: Model, on_event: Callable[[Any], None]) -> TrainOptions:
-    """The run of a model, which starts from the weights of the common stage; that from weights of the seed."""
-    own = config(model)
+    """The run of a model, which starts from the weights of the common stage; that from weights of the seed.
+
+    Exits if the folder has a start from another common stage.
+    """
+    own, family = config(model), registry.family("vdm")
     start = folder / f"start-{model.name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
+    common = "" if model == COMMON else weight_hash(weights(folder, COMMON, on_event))
     if not start.is_file():
-        family = registry.family("vdm")
         if model == COMMON:
             tensors = System("evidence", family, own, Weights(seed=SEED)).model.state_dict()
         else:
             tensors = open_system(weights(folder, COMMON, on_event)).model.state_dict()
-        files.write_tensors(start, tensors, {"kinema": json.dumps({"family": "vdm", "config": family.to_json(own)})})
+        header = json.dumps({"family": "vdm", "config": family.to_json(own)})
+        files.write_tensors(start, tensors, {"kinema": header, "from": common})
+    elif files.metadata(start).get("from") != common:
+        raise SystemExit(f"{start} has the weights of another common stage: delete it, and the folder {model.name}")
     return TrainOptions(
         model=str(start),
         out=str(folder / model.name),

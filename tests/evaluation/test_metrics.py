@@ -339,3 +339,11 @@ def test_clips_that_violate_the_protocol_and_empty_sets_are_refused() -> None:
         distribution_scores([], [], lambda v: v.mean((2, 3, 4)), PROTOCOL)
     with pytest.raises(BadRequest, match="at least 2"):
         kernel_distance(torch.zeros(1, 3), torch.zeros(4, 3))
+
+
+def test_the_rounding_of_a_still_clips_mean_has_no_high_frequencies() -> None:
+    still = torch.rand(1, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 16, -1, -1)
+    assert float(metrics.high_frequency_ratio(still)) == 0
+    flicker = still.clone()
+    flicker[:, :, ::2] += 1e-4
+    assert float(metrics.high_frequency_ratio(flicker)) > 0.9

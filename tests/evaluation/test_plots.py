@@ -24,6 +24,24 @@ def test_a_forest_with_non_finite_figures_is_still_plotted(tmp_path: Path) -> No
         assert len(set(image.convert("RGB").resize((80, 60)).getdata())) > 10
 
 
+def test_a_forest_labels_every_dot_that_it_can_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    said, annotate = [], Axes.annotate
+    monkeypatch.setattr(
+        Axes, "annotate", lambda self, text, at, **k: (said.append((text, at)), annotate(self, text, at, **k))
+    )
+    rows = {
+        "jerk": {"a": Median(1.234, 1.0, 1.5, 9), "b": Median(2322.55, 2000.0, math.inf, 9)},
+        "luma": {"a": Median(0.0, 0.0, 0.0, 9), "b": Median(0.00085, 0.0005, 0.001, 9)},
+    }
+    plots.forest(rows, tmp_path / "forest.png", title="t", axis="ratio")
+    assert [text for text, _ in said] == ["1.23", "2,323", "0.00085"]
+    assert [at[0] for _, at in said] == [1.5, 2322.55, 0.001]  # next to the end of the interval
+    (a, b, c) = (at[1] for _, at in said)
+    assert a > b > c
+
+
 def test_a_curve_without_scores_or_losses_is_still_plotted(tmp_path: Path) -> None:
     path = plots.curves([], {}, tmp_path / "curve.png", title="t", goals={})
     assert path.stat().st_size < plots.MOST_BYTES

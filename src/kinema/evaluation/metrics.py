@@ -27,6 +27,8 @@ FLOW_SIDE = 256
 """Shorter side for optical flow, so that values are comparable across sizes."""
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 _OCCLUDED = (0.01, 0.5)
+_STILL_POWER = 1e-18
+"""More than rounding leaves of a still clip once its mean is removed, about 1e-28."""
 
 Extractor = Callable[[Tensor], Tensor]
 """Maps a video B×3×T×H×W in [-1, 1] to features B×D."""
@@ -58,7 +60,7 @@ def high_frequency_ratio(video_BCTHW: Tensor) -> Tensor:
     power = torch.fft.rfft(windowed, dim=1).abs().square().sum((2, 3))
     high = torch.fft.rfftfreq(frames) > 0.25
     total = power[:, 1:].sum(1)
-    return torch.where(total > 0, power[:, high].sum(1) / total.clamp_min(1e-30), 0.0)
+    return torch.where(total > _STILL_POWER, power[:, high].sum(1) / total.clamp_min(_STILL_POWER), 0.0)
 
 
 def luma_second_difference(video_BCTHW: Tensor) -> Tensor:
