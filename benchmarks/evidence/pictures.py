@@ -83,7 +83,7 @@ def plot(ratios: Mapping[str, Mapping[str, Median]], path: Path) -> None:
     forest(
         ratios,
         path,
-        title=f"Clips made in each way, against real clips ({count} prompts; still clips have values of 0)",
+        title=f"Each way to make a clip, against real clips ({count} prompts; values of 0 are not drawn)",
         axis="multiple of the real clip of the same prompt (log scale; median of pairs with 95 % bootstrap interval)",
     )
 
