@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CARD = "src/kinema/families/{}/README.md"
 SECTIONS = {
-    "README.md": ("## The included model", "## Speed"),
+    "README.md": ("## The included model", "## Training"),
     CARD.format("zoetrope"): ("### Unseen prompts", "`extra="),
     CARD.format("svd"): ("### Model card of svd-pocket", "## Options of a request"),
     CARD.format("animatediff"): ("### Model card of animatediff-pocket", "## Request options"),
@@ -100,7 +100,8 @@ def test_every_document_names_commands_and_files_that_exist(document: str) -> No
     for command in commands:
         if not command.startswith("kinema"):
             path = command.split()[-1]
-            assert (ROOT / (path if path.endswith(".py") else path.replace(".", "/") + ".py")).is_file()
+            module = ROOT / (path if path.endswith(".py") else path.replace(".", "/"))
+            assert any(file.is_file() for file in (module, module.with_suffix(".py"), module / "__main__.py"))
 
 
 def test_hours_of_training_are_the_same_in_readme_card_and_decision() -> None:

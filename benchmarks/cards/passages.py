@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.cards import evidence, pockets, zoetrope
+from benchmarks.cards import evidence, pockets, speed, zoetrope
 from benchmarks.cards.figures import Passage
 
 
@@ -13,6 +13,7 @@ def every() -> Iterator[Passage]:
     yield from zoetrope.tuning_prompts()
     yield from zoetrope.readme()
     yield from evidence.video_diffusion()
+    yield from speed.speed()
     yield from pockets.svd()
     yield from pockets.animatediff()
     yield from pockets.opensora()
