@@ -32,6 +32,7 @@ from benchmarks.vs.pairs import drawn, uninitialised
 from benchmarks.vs.progress import Progress
 from benchmarks.vs.recorded import Recording, recorded
 from benchmarks.vs.svd import SVDPair
+from kinema import processor
 from kinema.diffusion.guidance import run_in_parallel
 from kinema.nn.ldm_unet import FeedForward
 
@@ -75,6 +76,9 @@ def main() -> int:
 
 def measured(progress: Progress, options: argparse.Namespace) -> Iterator[Row]:
     for dtype in options.dtype:
+        if dtype == "bf16" and not processor.is_native(torch.bfloat16):
+            print("bf16 is left out: on this CPU the package computes it in float32", flush=True)
+            continue
         for width in options.widths if "rows" in options.only else ():
             for tokens in token_counts(width):
                 row = progress.row(f"feed-forward rows at once, width {width}, {tokens} tokens, {dtype}")

@@ -168,7 +168,7 @@ def test_the_same_command_resumes_where_it_was_stopped(bench, monkeypatch):
     with monkeypatch.context() as stopping:
         stopped_after(vs, stopping, 4)
         assert run(*words)[0] == 130
-    stored = json.loads((folder / "svd.partial.json").read_text())["rows"]
+    stored = json.loads((folder / "svd-1.partial.json").read_text())["rows"]
     assert [len(row["ours"]) for row in stored] == [3, 1]
     other, _, _ = run("--runs", "1", "--only", "decode", "--dtype", "bf16")  # leaves the interrupted runs in place
     assert other == 0

@@ -84,7 +84,7 @@ def main() -> int:
         print(f"{pair.name} has none of these measurements with --width {options.width}", file=sys.stderr)
         return 2
     report = Report(title(pair, options), about(pair, options), stem(pair, options), settings(options), options)
-    progress = Progress(options.out / f"{stem(pair, options)}.partial.json", report.settings)
+    progress = Progress(options.out / f"{stem(pair, options)}-{options.threads}.partial.json", report.settings)
     clock, rows = Clock(len(jobs) * options.runs), []
     try:
         for what, dtype in jobs:

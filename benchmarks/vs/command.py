@@ -44,7 +44,7 @@ def run(  # noqa: PLR0913, PLR0917
     }  # fmt: skip
     title, about, stem = report
     written = Report(title, about, stem, settings, options, rows_as=lines)
-    progress, rows = Progress(options.out / f"{stem}.partial.json", settings), []
+    progress, rows = Progress(options.out / f"{stem}-{options.threads}.partial.json", settings), []
     try:
         with torch.no_grad():
             for row in measured(progress):

@@ -9,8 +9,9 @@ from kinema.nn import costs
 
 @pytest.fixture(autouse=True)
 def server(monkeypatch):
-    """A core's cache of 1 MiB, and 32 MiB shared, on any machine."""
+    """A core's cache of 1 MiB, 32 MiB shared, and products by oneDNN, on any machine."""
     monkeypatch.setattr(costs, "caches", lambda: (2**20, 2**25))
+    monkeypatch.setattr(costs, "mkl_is_fast", lambda: False)
     costs.rows_at_once.cache_clear()
     yield
     costs.rows_at_once.cache_clear()
@@ -61,6 +62,23 @@ def test_parts_are_neither_a_few_tokens_nor_larger_than_the_shared_cache(width):
 )
 def test_large_networks_run_branches_in_one_batch_where_threads_cannot_be_halved(times_the_cache, threads, order):
     assert costs.order_of_branches(times_the_cache * 2**25, threads) == order
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_intel_cpus_run_branches_in_one_batch(threads, monkeypatch):
+    monkeypatch.setattr(costs, "mkl_is_fast", lambda: True)
+    assert costs.order_of_branches(0, threads) == "in one batch"
+
+
+def test_mkl_copies_the_weights_for_every_part_in_float32(monkeypatch):
+    width, rows = 960, 512
+    without = {part: costs.seconds(rows, part, width, 4, 2) for part in (256, 512)}
+    half = costs.seconds(rows, 256, width, 2, 2)
+    monkeypatch.setattr(costs, "mkl_is_fast", lambda: True)
+    copy = 12 * width**2 * 4 / (costs.PACKED * 2)
+    assert costs.seconds(rows, 512, width, 4, 2) == pytest.approx(without[512] + copy)
+    assert costs.seconds(rows, 256, width, 4, 2) == pytest.approx(without[256] + 2 * copy)
+    assert costs.seconds(rows, 256, width, 2, 2) == half
 
 
 def test_caches_are_read_from_the_system(tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
 A layer computes its tokens in parts. Each part calls three products and reads all weights again, from a core's cache,
 the shared cache or memory; activations beyond a quarter of the shared cache cost more. The model adds these times to
-those of the multiplications, and the cheapest part size is used. Only ratios of its constants matter. They were set by
-hand from the rates of one Zen 5 EPYC at widths from 64 to 1,280 (docs/notes/0006-speed.md); ``python -m
+those of the multiplications, and the cheapest part size is used. MKL, which computes float32 on Intel CPUs, copies the
+weights into an order of its own at each call as well. Only ratios of the constants matter. They were set by hand from
+the rates of one Zen 5 EPYC and one Ice Lake Xeon at widths from 64 to 1,280 (docs/notes/0006-speed.md); ``python -m
 benchmarks.choices`` times the choice against all others.
 """
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from typing import Literal
+
+from kinema.nn.linear import mkl_is_fast
 
 Branches = Literal["one by one", "in parallel", "in one batch"]
 """How guidance branches run: see `kinema.diffusion.guidance`."""
@@ -33,6 +36,8 @@ OVERLAP = 0.08
 """Share of a part's multiplications in whose time its weights are read."""
 SPILL = 2.3e9
 """Bytes per second and core of activations beyond a quarter of the shared cache: their pages are new each time."""
+PACKED = 6e9
+"""Bytes of weights per second and core that MKL copies into its own order."""
 FEWEST = 32
 
 
@@ -75,17 +80,21 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
     # Weights are read while the products run, for a share of their time.
     reading = 0 if weights <= own * threads else weights / (SHARED * threads if weights <= shared else MEMORY)
     waiting = max(0, reading - OVERLAP * compute)
+    packing = weights / (PACKED * threads) if itemsize == 4 and mkl_is_fast() else 0
     spilled = max(0, hidden - shared / 4) / (SPILL * threads)
-    return rows / part * compute + -(-rows // part) * (CALL + waiting + spilled)
+    return rows / part * compute + -(-rows // part) * (CALL + waiting + packing + spilled)
 
 
 def order_of_branches(weights: int, threads: int) -> Branches:
     """Return the fastest way to run the guidance branches of a network with ``weights`` bytes of weights.
 
-    With an even number of threads, two branches run at the same time on half of the threads each: they then wait for
-    each other once instead of at every operation's end. Otherwise, if the weights are far larger than the shared cache,
-    one batch reads them once instead of twice.
+    On Intel CPUs that is one batch: MKL copies weights once instead of twice, and its products gain more from twice the
+    rows than from threads of their own. Elsewhere, with an even number of threads, two branches run at the same time on
+    half of the threads each: they then wait for each other once instead of at every operation's end. Otherwise, if the
+    weights are far larger than the shared cache, one batch reads them once instead of twice.
     """
+    if mkl_is_fast():
+        return "in one batch"
     if threads % 2 == 0:
         return "in parallel"
     return "in one batch" if weights > BATCHED * caches()[1] else "one by one"
