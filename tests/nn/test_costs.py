@@ -64,10 +64,13 @@ def test_large_networks_run_branches_in_one_batch_where_threads_cannot_be_halved
     assert costs.order_of_branches(times_the_cache * 2**25, threads) == order
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_intel_cpus_run_branches_in_one_batch(threads, monkeypatch):
+@pytest.mark.parametrize(
+    ("times_the_cache", "threads", "order"),
+    [(1, 1, "one by one"), (1, 2, "in parallel"), (1000, 1, "in one batch"), (1000, 2, "in one batch")],
+)
+def test_intel_cpus_run_branches_of_large_networks_in_one_batch(times_the_cache, threads, order, monkeypatch):
     monkeypatch.setattr(costs, "mkl_is_fast", lambda: True)
-    assert costs.order_of_branches(0, threads) == "in one batch"
+    assert costs.order_of_branches(times_the_cache * 2**25, threads) == order
 
 
 def test_mkl_copies_the_weights_for_every_part_in_float32(monkeypatch):

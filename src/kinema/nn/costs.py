@@ -88,13 +88,13 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
 def order_of_branches(weights: int, threads: int) -> Branches:
     """Return the fastest way to run the guidance branches of a network with ``weights`` bytes of weights.
 
-    On Intel CPUs that is one batch: MKL copies weights once instead of twice, and its products gain more from twice the
-    rows than from threads of their own. Elsewhere, with an even number of threads, two branches run at the same time on
-    half of the threads each: they then wait for each other once instead of at every operation's end. Otherwise, if the
-    weights are far larger than the shared cache, one batch reads them once instead of twice.
+    With an even number of threads, two branches run at the same time on half of the threads each: they then wait for
+    each other once instead of at every operation's end. Otherwise, if the weights are far larger than the shared cache,
+    one batch reads them once instead of twice; so it does on Intel CPUs with any number of threads, where MKL also
+    copies them once. A batch of a small network would be faster there too, but rounds differently from branches of
+    their own, as which a network runs when memory is short.
     """
-    if mkl_is_fast():
-        return "in one batch"
-    if threads % 2 == 0:
+    large = weights > BATCHED * caches()[1]
+    if threads % 2 == 0 and not (large and mkl_is_fast()):
         return "in parallel"
-    return "in one batch" if weights > BATCHED * caches()[1] else "one by one"
+    return "in one batch" if large else "one by one"
