@@ -76,7 +76,7 @@ def main() -> int:
 
 def measured(progress: Progress, options: argparse.Namespace) -> Iterator[Row]:
     for dtype in options.dtype:
-        if dtype == "bf16" and not processor.is_native(torch.bfloat16):
+        if dtype == "bf16" and processor.is_native(torch.bfloat16) is False:
             print("bf16 is left out: on this CPU the package computes it in float32", flush=True)
             continue
         for width in options.widths if "rows" in options.only else ():

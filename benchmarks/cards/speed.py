@@ -63,8 +63,13 @@ def other_processors() -> Iterator[Passage]:
     yield Passage(
         README,
         f"bfloat16) it is {_cell('svd_2')} on two threads and {_cell('svd_1')} on one for SVD, "
-        f"{_cell('animatediff_2')} and {_cell('animatediff_1')} for AnimateDiff; decoding is {_cell('svd_decode_2')} "
-        f"and {_cell('svd_decode_1')}, and {_cell('animatediff_decode_2')} and {_cell('animatediff_decode_1')}.",
+        f"{_cell('animatediff_2')} and {_cell('animatediff_1')} for AnimateDiff",
+        figures,
+    )
+    yield Passage(
+        README,
+        f"Its decoders: SVD {_cell('svd_decode_2')} on two threads and {_cell('svd_decode_1')} on one, AnimateDiff "
+        f"{_cell('animatediff_decode_2')} and {_cell('animatediff_decode_1')}.",
         figures,
     )
 
@@ -82,7 +87,7 @@ def opensora() -> Iterator[Passage]:
             }
     yield Passage(
         README,
-        "| Open-Sora 2.0, blocks and model, against diffusers' Flux, measured before | {flux_fp32_least} to "
+        "| Open-Sora 2.0, blocks and model, against diffusers' Flux, on 29 November | {flux_fp32_least} to "
         "{flux_fp32_most} | | {flux_bf16_least} to {flux_bf16_most} | |",
         figures,
     )

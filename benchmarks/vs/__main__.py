@@ -6,12 +6,12 @@
     python -m benchmarks.vs --family svd --only step decode --runs 3
     python -m benchmarks.vs --family svd --width full --budget --threads 1 --frames 4 --only step --dtype fp32
 
-Each side runs a guided step as its own pipeline does: diffusers with both guidance branches in one batch, Kinema as its
-memory plan says. Both results are compared before timing. Measured are a guided step, eager and with Kinema's
-transformer blocks compiled (diffusers eager); decoding of a clip (seconds); peak extra memory of decoding (in fresh
-processes); and a cold start (process start, imports, loading a folder of 500 MB, one step; in fresh processes). A ratio
-is diffusers over Kinema for each pair of runs; the median counts. With other load on the machine, only ratios of
-alternating runs are meaningful. Compiling requires PyTorch 2.12 or newer.
+Each side runs a guided step as its own pipeline does: diffusers with both guidance branches in one batch, Kinema in the
+order that `costs.order_of_branches` gives. Both results are compared before timing. Measured are a guided step, eager
+and with Kinema's transformer blocks compiled (diffusers eager); decoding of a clip (seconds); peak extra memory of
+decoding (in fresh processes); and a cold start (process start, imports, loading a folder of 500 MB, one step; in fresh
+processes). A ratio is diffusers over Kinema for each pair of runs; the median counts. With other load on the machine,
+only ratios of alternating runs are meaningful. Compiling requires PyTorch 2.12 or newer.
 
 `--width full` measures networks of the published width instead of reduced ones. `--budget` adds to each timed row, for
 both sides, the seconds of one call by kind of operation, and the share of the attainable: the seconds that the call's

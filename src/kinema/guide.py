@@ -218,7 +218,7 @@ def evaluation(system: System, conditions: Conditions, frames: Sequence[int] | N
         condition = system.join_branches([conditions.branches[name] for name in names])
         return None if condition is None else interruptible(system.denoiser(condition, frames))
 
-    return InOneBatch(joined, one_by_one)
+    return InOneBatch(joined, in_parallel)
 
 
 def guide(  # noqa: PLR0917

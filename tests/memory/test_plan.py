@@ -182,7 +182,7 @@ def test_the_gradient_of_reconstruction_keeps_all_blocks_weights(svd):
 
 def test_with_plentiful_memory_nothing_is_measured(svd):
     plan = chosen(load(svd).system, 2**40)
-    assert plan == MemoryPlan(budget=2**40, branches=order_of_branches(0, torch.get_num_threads()))
+    assert plan == MemoryPlan(budget=2**40, branches=order_of_branches(0, 4, torch.get_num_threads()))
 
 
 def test_the_parameters_of_an_untrained_model_are_counted_once(monkeypatch):

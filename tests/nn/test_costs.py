@@ -61,7 +61,7 @@ def test_parts_are_neither_a_few_tokens_nor_larger_than_the_shared_cache(width):
     ],
 )
 def test_large_networks_run_branches_in_one_batch_where_threads_cannot_be_halved(times_the_cache, threads, order):
-    assert costs.order_of_branches(times_the_cache * 2**25, threads) == order
+    assert costs.order_of_branches(times_the_cache * 2**25, 4, threads) == order
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,9 @@ def test_large_networks_run_branches_in_one_batch_where_threads_cannot_be_halved
 )
 def test_intel_cpus_run_branches_of_large_networks_in_one_batch(times_the_cache, threads, order, monkeypatch):
     monkeypatch.setattr(costs, "mkl_is_fast", lambda: True)
-    assert costs.order_of_branches(times_the_cache * 2**25, threads) == order
+    assert costs.order_of_branches(times_the_cache * 2**25, 4, threads) == order
+    other = "in parallel" if threads == 2 else order
+    assert costs.order_of_branches(times_the_cache * 2**25, 2, threads) == other
 
 
 def test_mkl_copies_the_weights_for_every_part_in_float32(monkeypatch):

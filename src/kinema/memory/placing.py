@@ -47,7 +47,9 @@ def branches_of(system: System) -> Branches:
     """How guidance branches run: as the last plan says; without one, the fastest way on a CPU."""
     if system.device.type != "cpu":
         return "one by one"
-    return system.runtime.branches or order_of_branches(weight_bytes(system), torch.get_num_threads())
+    return system.runtime.branches or order_of_branches(
+        weight_bytes(system), system.policy.computed.itemsize, torch.get_num_threads()
+    )
 
 
 def weight_reader(system: System, model: nn.Module) -> Read:

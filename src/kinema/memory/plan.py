@@ -86,7 +86,9 @@ def choose(system: System, request: Request, canvas: Canvas, *, measured: bool =
         together = system.device.type == "cpu" and not system.compiled and needs.upper_bound_together < budget
         if not together:
             return MemoryPlan(budget=budget)
-        return MemoryPlan(budget=budget, branches=order_of_branches(weight_bytes(system), torch.get_num_threads()))
+        itemsize = system.policy.computed.itemsize
+        order = order_of_branches(weight_bytes(system), itemsize, torch.get_num_threads())
+        return MemoryPlan(budget=budget, branches=order)
     if options.tokens is not None and not needs.has_feed_forward:
         raise BadRequest(f"{system.name} does not support chunk_tokens: it has no chunkable feed-forward layers")
     if options.offload not in ("auto", *needs.levels):

@@ -4,8 +4,8 @@ A layer computes its tokens in parts. Each part calls three products and reads a
 the shared cache or memory; activations beyond a quarter of the shared cache cost more. The model adds these times to
 those of the multiplications, and the cheapest part size is used. MKL, which computes float32 on Intel CPUs, copies the
 weights into an order of its own at each call as well. Only ratios of the constants matter. They were set by hand from
-the rates of one Zen 5 EPYC and one Ice Lake Xeon at widths from 64 to 1,280 (docs/notes/0006-speed.md); ``python -m
-benchmarks.choices`` times the choice against all others.
+the rates of one Zen 5 EPYC at widths from 64 to 1,280, and `PACKED` from one Ice Lake Xeon (docs/notes/0006-speed.md);
+``python -m benchmarks.choices`` times the choice against all others.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ OWN_CACHE, SHARED_CACHE = 2**20, 2**25
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 """Where Linux describes them."""
 BATCHED = 16
-"""Networks whose weights are this many times the shared cache run guidance branches as one batch on one thread. A guess
-between networks where a batch is known to be slower and those of the published width, where it is faster."""
+"""Networks whose weights are this many times the shared cache run guidance branches as one batch on an odd number of
+threads, and on Intel CPUs on any. A guess between networks where a batch is known to be slower and those of the
+published width, where it is faster."""
 OVERLAP = 0.08
 """Share of a part's multiplications in whose time its weights are read."""
 SPILL = 2.3e9
@@ -85,16 +86,16 @@ def seconds(rows: int, part: int, width: int, itemsize: int, threads: int) -> fl
     return rows / part * compute + -(-rows // part) * (CALL + waiting + packing + spilled)
 
 
-def order_of_branches(weights: int, threads: int) -> Branches:
-    """Return the fastest way to run the guidance branches of a network with ``weights`` bytes of weights.
+def order_of_branches(weights: int, itemsize: int, threads: int) -> Branches:
+    """Return how to run the guidance branches of a network with ``weights`` bytes of weights, ``itemsize`` a number.
 
     With an even number of threads, two branches run at the same time on half of the threads each: they then wait for
     each other once instead of at every operation's end. Otherwise, if the weights are far larger than the shared cache,
-    one batch reads them once instead of twice; so it does on Intel CPUs with any number of threads, where MKL also
-    copies them once. A batch of a small network would be faster there too, but rounds differently from branches of
-    their own, as which a network runs when memory is short.
+    one batch reads them once instead of twice. On Intel CPUs large networks run as one batch in float32 with any number
+    of threads (measured with one and two). A batch of a small network would be faster there too, but rounds differently
+    from separate branches, which is how a network runs when memory is short.
     """
     large = weights > BATCHED * caches()[1]
-    if threads % 2 == 0 and not (large and mkl_is_fast()):
+    if threads % 2 == 0 and not (large and itemsize == 4 and mkl_is_fast()):
         return "in parallel"
     return "in one batch" if large else "one by one"
