@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def test_clips_of_a_batch_keep_their_own_calls(monkeypatch: pytest.MonkeyPatch) 
     together, same = sampled(model, request, monkeypatch, batch=True)
     assert torch.equal(together, apart)
     assert same == one_each
+
+
+def test_clips_that_cannot_share_a_batch_run_their_branches_on_threads_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, threads = load("zoetrope", preset="tiny"), set()
+    model.run(Request(**SMALL, clips=2))
+    model.system.model.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+    monkeypatch.setattr(guide, "branches_of", lambda _system: "in one batch")
+    torch.set_num_threads(2)
+    model.run(Request(**SMALL, clips=2))
+    assert len(threads) == 2
 
 
 def test_a_cancel_is_heard_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

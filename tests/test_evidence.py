@@ -158,6 +158,13 @@ def test_rows_resume_and_refuse_other_weights(evidence, tmp_path):
         rows.Rows(tmp_path / "part.jsonl", {"weights": "b"})
 
 
+def test_a_row_that_is_cut_short_is_named(evidence, tmp_path):
+    rows, path = evidence("rows"), tmp_path / "part.jsonl"
+    path.write_text('{"weights": "a"}\n{"arm": "video", "val')
+    with pytest.raises(SystemExit, match=r"part\.jsonl: line 2 is not JSON"):
+        rows.stored(path)
+
+
 # ---------------------------------------------------------------------------------------- summary
 
 

@@ -49,9 +49,15 @@ class Rows:
 
 
 def stored(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """What the rows of a file depend on, and the rows; nothing if there is no file."""
+    """What the rows of a file depend on, and the rows; nothing if there is no file. Exits if a line is broken."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ["{}"]
-    head, *rows = map(json.loads, lines)
+    read: list[Any] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            read.append(json.loads(line))
+        except ValueError:
+            raise SystemExit(f"{path}: line {number} is not JSON; delete it, and what is missing is measured") from None
+    head, *rows = read
     return head, rows
 
 
