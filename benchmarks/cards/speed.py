@@ -69,7 +69,7 @@ def other_processors() -> Iterator[Passage]:
     yield Passage(
         README,
         f"Its decoders: SVD {_cell('svd_decode_2')} on two threads and {_cell('svd_decode_1')} on one, AnimateDiff "
-        f"{_cell('animatediff_decode_2')} and {_cell('animatediff_decode_1')}.",
+        f"{_cell('animatediff_decode_2')} and {_cell('animatediff_decode_1')}, for",
         figures,
     )
 

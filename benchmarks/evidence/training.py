@@ -27,7 +27,7 @@ from kinema.training.run import train
 
 SEED = 0
 COMPILE = True
-"""Whether the blocks are compiled: a minute or so once, then faster steps."""
+"""Whether the blocks are compiled; tests do without, since compiling takes longer than their steps."""
 
 
 def weights(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Path:
@@ -68,12 +68,11 @@ def options(folder: Path, model: Model, on_event: Callable[[Any], None]) -> Trai
     own, family = config(model), registry.family("vdm")
     start = folder / f"start-{model.name}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    common = "" if model == COMMON else weight_hash(weights(folder, COMMON, on_event))
+    stage = None if model == COMMON else weights(folder, COMMON, on_event)
+    common = "" if stage is None else weight_hash(stage)
     if not start.is_file():
-        if model == COMMON:
-            tensors = System("evidence", family, own, Weights(seed=SEED)).model.state_dict()
-        else:
-            tensors = open_system(weights(folder, COMMON, on_event)).model.state_dict()
+        first = System("evidence", family, own, Weights(seed=SEED)) if stage is None else open_system(stage)
+        tensors = first.model.state_dict()
         header = json.dumps({"family": "vdm", "config": family.to_json(own)})
         files.write_tensors(start, tensors, {"kinema": header, "from": common})
     elif files.metadata(start).get("from") != common:
